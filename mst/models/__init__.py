@@ -1,0 +1,14 @@
+"""The models, and how a checkpoint folder or hub repository becomes one of them."""
+
+from mst.models.loading import CheckpointError, checkpoint_metrics, list_checkpoints, load_model
+from mst.models.resnet3d import ResNet3D
+from mst.models.slice_transformer import SliceTransformer
+
+__all__ = [
+    "CheckpointError",
+    "ResNet3D",
+    "SliceTransformer",
+    "checkpoint_metrics",
+    "list_checkpoints",
+    "load_model",
+]

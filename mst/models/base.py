@@ -1,0 +1,58 @@
+"""What every classifier here shares: its study, its input grid and how it is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import load_model as load_safetensors
+from torch import Tensor, nn
+
+
+class ScanClassifier(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="medical-slice-transformer-dashboard",
+    tags=["medical-imaging", "explainability"],
+    license="mit",
+):
+    """A network that classifies a volume [B, 1, D, H, W] into the classes of one study.
+
+    `PyTorchModelHubMixin` keeps the constructor's arguments in config.json, so that `from_pretrained` of a
+    folder or of a hub repository builds the same network; `save_pretrained` and `push_to_hub` write one.
+
+    Attributes:
+        task: the study's key in `mst.tasks.TASKS`.
+        classes: names of the C classes, in the order of the logits.
+        grid: overrides of the study's input grid ({"shape": [D, H, W], "spacing_mm": [...], ...}).
+        temperature: what the logits are divided by before the softmax; 1 unless the model was calibrated.
+    """
+
+    method: str  # the saliency method that `mst.explain` uses when none is asked for
+
+    def __init__(
+        self, task: str, classes: list[str], grid: dict[str, Any] | None, temperature: float
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.classes = list(classes)
+        self.grid = dict(grid or {})
+        self.temperature = float(temperature)
+
+    def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
+        raise TypeError(f"{type(self).__name__} does not say how it computes logits")
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: ScanClassifier, model_file: str | Path, map_location: str, strict: bool
+    ) -> ScanClassifier:
+        # Always strict: a checkpoint with a missing or a foreign tensor must not load half-initialised.
+        load_safetensors(model, str(model_file), strict=True, device=map_location)
+        return model.eval()
+
+    @classmethod
+    def _load_as_pickle(cls, model: ScanClassifier, model_file: str, *_: Any) -> ScanClassifier:
+        # The mixin falls back to a pickle where a repository has no safetensors; a pickle can run code.
+        raise ValueError(f"{Path(model_file).name} is a pickle; only model.safetensors is read")

@@ -1,0 +1,81 @@
+"""The 3D ResNet that the paper compares the Medical Slice Transformer with (MONAI's)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets.resnet import ResNet
+from torch import Tensor
+
+from mst.models.base import ScanClassifier
+
+# depth -> (block, blocks a stage); He et al., "Deep Residual Learning", arXiv 1512.03385, table 1
+DEPTHS: dict[int, tuple[str, list[int]]] = {
+    10: ("basic", [1, 1, 1, 1]),
+    18: ("basic", [2, 2, 2, 2]),
+    34: ("basic", [3, 4, 6, 3]),
+    50: ("bottleneck", [3, 4, 6, 3]),
+}
+
+
+class ResNet3D(ScanClassifier):
+    """A 3D ResNet on the whole volume.
+
+    Args:
+        task, classes, grid, temperature: see `ScanClassifier`.
+        depth: 10, 18, 34 (the paper's) or 50.
+        width: channels of the first stage; each further stage doubles them (64 in the paper).
+        first_kernel: size of the first convolution's kernel (7 in the paper).
+        first_stride: its stride (D, H, W), or one number for all three.
+        max_pool: whether a max-pool follows the first convolution (True in the paper).
+    """
+
+    method = "gradcam++"
+
+    def __init__(
+        self,
+        task: str = "chest-ct",
+        classes: list[str] = ["benign", "malignant"],  # noqa: B006  (kept as JSON in config.json)
+        grid: dict[str, Any] | None = None,
+        temperature: float = 1.0,
+        depth: int = 34,
+        width: int = 64,
+        first_kernel: int = 7,
+        first_stride: int | list[int] = 1,
+        max_pool: bool = True,
+        architecture: str = "resnet3d",
+    ) -> None:
+        super().__init__(task, classes, grid, temperature)
+        block, blocks = DEPTHS[depth]
+        self.model = ResNet(
+            block,
+            blocks,
+            [width, width * 2, width * 4, width * 8],
+            spatial_dims=3,
+            n_input_channels=1,
+            conv1_t_size=first_kernel,
+            conv1_t_stride=tuple(first_stride) if isinstance(first_stride, list) else first_stride,
+            no_max_pool=not max_pool,
+            num_classes=len(classes),
+        )
+
+    def features(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """The last feature map: volume [B, 1, D, H, W] -> [B, channels, d, h, w], after the last ReLU.
+
+        Slices that are padding are set to zero: a convolution has no mask of its own.
+        """
+        if padding_mask is not None:
+            volume = volume.masked_fill(padding_mask[:, None, :, None, None], 0.0)
+        model = self.model
+        x = model.act(model.bn1(model.conv1(volume)))
+        if not model.no_max_pool:
+            x = model.maxpool(x)
+        return model.layer4(model.layer3(model.layer2(model.layer1(x))))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Last feature map [B, channels, d, h, w] -> logits [B, C]."""
+        return self.model.fc(self.model.avgpool(features).flatten(1))
+
+    def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
+        return self.head(self.features(volume, padding_mask))

@@ -1,0 +1,92 @@
+"""Where a model looked: one `explain` for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mst.models.base import ScanClassifier
+from mst.saliency.attention import slice_attention
+from mst.saliency.gradcam import gradcam, gradcam_plus_plus
+
+
+@dataclass
+class Explanation:
+    """What `explain` returns.
+
+    Attributes:
+        logits: float32 [B, C].
+        saliency: float32 [B, 1, D, H, W], `native_saliency` brought to the input's size (trilinear).
+        native_saliency: float32 at the map's own resolution: [B, D, h, w] for the MST's attention,
+            [B, d, h, w] for the ResNet's Grad-CAM.
+        slice_weights: float32 [B, D], how much the MST's slice transformer attends to each slice (sums to 1);
+            None for models without one.
+        method: the method that made the map.
+    """
+
+    logits: Tensor
+    saliency: Tensor
+    native_saliency: Tensor
+    slice_weights: Tensor | None
+    method: str
+
+
+# A method takes (model, volume, target, padding_mask) and gives (logits, native map, slice weights or None).
+Method = Callable[[ScanClassifier, Tensor, int | None, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+METHODS: dict[str, Method] = {
+    "attention": slice_attention,
+    "gradcam": gradcam,
+    "gradcam++": gradcam_plus_plus,
+}
+
+
+def explain(
+    model: ScanClassifier,
+    volume: Tensor,
+    method: str | None = None,
+    target: int | None = None,
+    padding_mask: Tensor | None = None,
+) -> Explanation:
+    """Classifies a batch of volumes and maps what each decision rests on.
+
+    Args:
+        model: from `mst.load_model`.
+        volume: float32 [B, 1, D, H, W], as the model takes it.
+        method: "attention" (MST only), "gradcam" or "gradcam++" (3D ResNet only); None: the model's own.
+        target: the class to explain; None: the predicted class of each volume. Attention maps are the same
+            for every class.
+        padding_mask: bool [B, D], True where a slice is padding; None: no slice is.
+
+    Raises:
+        ValueError: an unknown method, one that the model has no part for, a class that does not exist, or
+            inputs of the wrong shape.
+    """
+    name = method or model.method
+    if name not in METHODS:
+        raise ValueError(f"unknown saliency method {name!r}; known are {', '.join(METHODS)}")
+    if volume.ndim != 5 or volume.shape[1] != 1:
+        raise ValueError(f"volume must be [B, 1, D, H, W], not {list(volume.shape)}")
+    if target is not None and not 0 <= target < len(model.classes):
+        raise ValueError(f"target must be a class index from 0 to {len(model.classes) - 1}, not {target}")
+    if padding_mask is not None:
+        if padding_mask.shape != (volume.shape[0], volume.shape[2]):
+            raise ValueError(
+                f"padding_mask must be [B, D] = {[volume.shape[0], volume.shape[2]]}, "
+                f"not {list(padding_mask.shape)}"
+            )
+        if padding_mask.all(dim=1).any():
+            raise ValueError("every slice of a volume is padding; there is nothing to classify")
+    training = model.training
+    model.eval()
+    try:
+        logits, native, weights = METHODS[name](model, volume, target, padding_mask)
+    finally:
+        model.train(training)
+    with torch.no_grad():
+        size = tuple(volume.shape[2:])
+        saliency = interpolate(native[:, None].float(), size=size, mode="trilinear", align_corners=False)
+    return Explanation(logits, saliency, native, weights, name)
