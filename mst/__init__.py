@@ -1,7 +1,56 @@
-"""Explainable classification of 3D scans: the Medical Slice Transformer beside a 3D ResNet."""
+"""Explainable classification of 3D scans: the Medical Slice Transformer beside a 3D ResNet.
 
-from mst.models import CheckpointError, load_model
-from mst.saliency import Explanation, explain
-from mst.scan import Scan, ScanError, read_scan
+>>> import mst
+>>> sorted(mst.TASKS)
+['breast-mri', 'chest-ct', 'knee-mri']
+"""
 
-__all__ = ["CheckpointError", "Explanation", "Scan", "ScanError", "explain", "load_model", "read_scan"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mst.models import CheckpointError, load_model
+    from mst.prediction import Prediction, predict
+    from mst.saliency import Explanation, explain
+    from mst.scan import Scan, ScanError, read_mask, read_scan
+    from mst.tasks import TASKS
+
+__version__ = "0.1.0"
+__all__ = [
+    "TASKS",
+    "CheckpointError",
+    "Explanation",
+    "Prediction",
+    "Scan",
+    "ScanError",
+    "explain",
+    "load_model",
+    "predict",
+    "read_mask",
+    "read_scan",
+]
+
+# Loaded when first used: torch and transformers take seconds, and `mst --help` needs neither.
+_HOMES = {
+    "TASKS": "mst.tasks",
+    "CheckpointError": "mst.models",
+    "load_model": "mst.models",
+    "Prediction": "mst.prediction",
+    "predict": "mst.prediction",
+    "Explanation": "mst.saliency",
+    "explain": "mst.saliency",
+    "Scan": "mst.scan",
+    "ScanError": "mst.scan",
+    "read_mask": "mst.scan",
+    "read_scan": "mst.scan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mst' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -100,7 +100,9 @@ class ModelInput:
     region: Region
 
 
-def prepare(scan: Scan, task: Task, center: Sequence[float], grid: dict[str, Any] | None = None) -> ModelInput:
+def prepare(
+    scan: Scan, task: Task, center: Sequence[float], grid: dict[str, Any] | None = None
+) -> ModelInput:
     """Cuts a region out of a scan and normalises it for a study.
 
     Args:

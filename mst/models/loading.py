@@ -50,7 +50,9 @@ def load_model(source: str | Path) -> ScanClassifier:
     architecture = config.get("architecture")
     if architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise CheckpointError(f"{name}: the architecture in config.json is {architecture!r}; known are {known}.")
+        raise CheckpointError(
+            f"{name}: the architecture in config.json is {architecture!r}; known are {known}."
+        )
     try:
         if Path(name).is_dir():
             if not (Path(name) / WEIGHTS).is_file():
@@ -103,7 +105,11 @@ def list_checkpoints(task: str | None = None) -> dict[str, list[Path]]:
         except (OSError, ValueError):
             continue
         folder = config_file.parent
-        if config.get("architecture") in found and (folder / WEIGHTS).is_file() and task in (None, config.get("task")):
+        if (
+            config.get("architecture") in found
+            and (folder / WEIGHTS).is_file()
+            and task in (None, config.get("task"))
+        ):
             found[config["architecture"]].append(folder)
     return found
 

@@ -73,7 +73,9 @@ class SliceTransformer(ScanClassifier):
         self.encoder = Dinov2Model(Dinov2Config(attn_implementation="sdpa", **(encoder or {})))
         width = self.encoder.config.hidden_size
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.slice_positions = nn.Parameter(torch.zeros(1, slice_positions, width)) if slice_positions else None
+        self.slice_positions = (
+            nn.Parameter(torch.zeros(1, slice_positions, width)) if slice_positions else None
+        )
         layer = nn.TransformerEncoderLayer(
             width,
             slice_heads,
@@ -118,7 +120,9 @@ class SliceTransformer(ScanClassifier):
             features = features + self.slice_positions[:, :depth]
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), features], dim=1)
         if padding_mask is not None:
-            padding_mask = nn.functional.pad(padding_mask, (1, 0), value=False)  # the class token is no padding
+            padding_mask = nn.functional.pad(
+                padding_mask, (1, 0), value=False
+            )  # the class token is no padding
         tokens = self.slice_fusion(tokens, src_key_padding_mask=padding_mask)
         return self.linear(tokens[:, 0])
 
@@ -136,7 +140,10 @@ class SliceTransformer(ScanClassifier):
         """
         batch, _, depth, height, width = volume.shape
         last = self.encoder.encoder.layer[-1].attention
-        with _outputs(last.q_proj, last.k_proj) as kept, _inputs(self.slice_fusion.layers[-1].norm1) as tokens:
+        with (
+            _outputs(last.q_proj, last.k_proj) as kept,
+            _inputs(self.slice_fusion.layers[-1].norm1) as tokens,
+        ):
             logits = self(volume, padding_mask)
         heads = last.num_attention_heads
         patches = _class_row(kept[0], kept[1], heads)[..., 1 + self._registers :]

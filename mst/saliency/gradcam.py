@@ -59,7 +59,11 @@ def _feature_gradient(
     features = features.detach().requires_grad_()
     with torch.enable_grad():
         logits = model.head(features)
-        chosen = logits.argmax(dim=1) if target is None else torch.full_like(logits[:, 0], target, dtype=torch.long)
+        chosen = (
+            logits.argmax(dim=1)
+            if target is None
+            else torch.full_like(logits[:, 0], target, dtype=torch.long)
+        )
         (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), features)
     return logits.detach(), features.detach(), gradient
 

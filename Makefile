@@ -1,0 +1,55 @@
+# make app, make test, make train, make bench: each sets up what it needs in .venv/.
+PYTHON ?= python3
+PORT ?= 7860
+HOST ?= 127.0.0.1
+DATA ?= ../shared/lidc-nodules
+BIN := .venv/bin
+
+.PHONY: app test test-slow lint train clean
+
+app: .venv/.app
+	HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
+
+test: .venv/.test .venv/.browser lint
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.test .venv/.browser
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy mst app.py train.py
+
+train: .venv/.app
+	$(BIN)/python train.py all --data $(DATA)
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name it with PYTHON=..., such as make app PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || \
+		{ echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.app: requirements.txt pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/.test: .venv/.app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# The browser tests need Chromium: the one at hand, else Debian's, else Playwright's own.
+.venv/.browser: | .venv/.test
+	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
+	else \
+		$(BIN)/playwright install chromium || \
+		{ echo "The browser tests need Chromium. Install it (on Debian: apt-get install chromium) and run make test again."; exit 1; }; \
+	fi
+	@touch $@

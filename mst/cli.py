@@ -1,0 +1,141 @@
+"""The `mst` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mst.tasks import TASKS, get_task
+
+EXIT_BAD_INPUT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parse_center(text: str) -> tuple[float, float, float]:
+    """Three numbers, "X,Y,Z" in RAS millimetres.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    try:
+        x, y, z = (float(part) for part in text.replace(";", ",").split(","))
+    except ValueError:
+        raise ValueError(
+            f"the centre must be X,Y,Z in millimetres, such as 12.5,-40,88, not {text!r}"
+        ) from None
+    return x, y, z
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 with one line on standard error."""
+    parser = _build_parser()
+    args = parser.parse_args(_join_center(list(sys.argv[1:] if arguments is None else arguments)))
+    if not hasattr(args, "run"):
+        parser.error("say what to do: " + ", ".join(("predict",)))
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:  # ScanError and CheckpointError are ValueErrors
+        print(f"mst {args.command}: {_one_line(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"mst {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mst",
+        description="See which slice and which spot a Medical Slice Transformer and a 3D ResNet looked at.",
+        epilog="Research and teaching tool. Not a medical device.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    predict = commands.add_parser(
+        "predict",
+        help="classify a scan and map what the decision rests on",
+        description="Classifies one region of a scan with both models; writes prediction.json, a saliency "
+        "NIfTI for each model and report.html.",
+    )
+    predict.add_argument("scan", metavar="SCAN", type=Path, help="a file, a DICOM folder or a zip")
+    predict.add_argument("--task", required=True, choices=list(TASKS), help="the study")
+    predict.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    where = predict.add_mutually_exclusive_group()
+    where.add_argument("--center", metavar="X,Y,Z", help="centre of the region in millimetres, RAS")
+    where.add_argument("--side", choices=("left", "right"), help="the patient's side (breast-mri)")
+    predict.add_argument("--mask", type=Path, help="lesion mask: gives the centre, and saliency metrics")
+    predict.add_argument(
+        "--pre", type=Path, metavar="SCAN", help="pre-contrast scan, subtracted (breast-mri)"
+    )
+    predict.add_argument("--tta", action="store_true", help="average over the eight flips")
+    predict.add_argument("--mst", metavar="CHECKPOINT", help="folder or hub repository of the MST")
+    predict.add_argument("--resnet", metavar="CHECKPOINT", help="folder or hub repository of the 3D ResNet")
+    predict.set_defaults(run=_predict)
+    return parser
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from mst.scan import read_mask, read_scan, subtract
+
+    center = parse_center(args.center) if args.center else None
+    scan = read_scan(args.scan)
+    if args.pre:
+        scan = subtract(scan, read_scan(args.pre))
+    mask = read_mask(args.mask, scan) if args.mask else None
+
+    # Imported once the input has proved readable: torch takes seconds, and bad input should be told at once.
+    from mst.prediction import LABELS, predict
+    from mst.results import scan_notes, write_results
+
+    results = predict(
+        scan,
+        args.task,
+        center,
+        mask,
+        side=args.side,
+        models={"mst": args.mst, "resnet": args.resnet},
+        tta=args.tta,
+    )
+    task = get_task(args.task)
+    write_results(args.out, scan, task, results, mask)
+    for note in (*scan.notes, *scan_notes(scan, task)):
+        print(f"note: {note}")
+    print(next(iter(results.values())).spot.text)
+    width = max(len(LABELS[name]) for name in results)
+    for name, result in results.items():
+        chances = "  ".join(f"{label} {p:.1%}" for label, p in result.probabilities.items())
+        print(f"{LABELS[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
+    print(f"Wrote {args.out}/prediction.json, the saliency maps and report.html.")
+    return 0
+
+
+def _join_center(arguments: list[str]) -> list[str]:
+    """Joins `--center -12,3,4` to one argument: argparse takes a value with a minus for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--center":
+            joined[-1] = f"--center={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""A scan through both models: probabilities, and saliency on the scan's own voxels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mst.models import CheckpointError, checkpoint_metrics, list_checkpoints, load_model
+from mst.models.base import ScanClassifier
+from mst.preprocess import AXES, Region, mask_centroid, prepare, side_center
+from mst.saliency import explain
+from mst.saliency.flips import explain_flips
+from mst.saliency.metrics import saliency_metrics
+from mst.scan import Scan, ScanError, read_mask
+from mst.tasks import Task, get_task
+
+DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
+# A model's short name in results -> its architecture.
+MODELS = {"mst": "slice-transformer", "resnet": "resnet3d"}
+LABELS = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
+METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
+ChosenBy = Literal["given", "mask", "side", "scan centre"]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where the models look.
+
+    Attributes:
+        center: (x, y, z) in RAS millimetres.
+        chosen_by: "given" (a click or --center), "mask" (its centroid), "side" or "scan centre".
+        text: the same as a sentence for the page.
+    """
+
+    center: tuple[float, float, float]
+    chosen_by: ChosenBy
+    text: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one model makes of a scan.
+
+    Attributes:
+        checkpoint: the checkpoint's folder name or repository id.
+        probabilities: class name -> probability; they sum to 1.
+        prediction: the most probable class.
+        logits: float32 [C].
+        saliency: float32 on the scan's own grid (I, J, K), zero outside the region.
+        slice_weights: float32 [D], the weight of each input slice; None for the ResNet.
+        slice_profile: float32, one number for each slice of the canonical scan in the study's plane: the
+            slice weights, or for the ResNet the largest saliency in the slice.
+        method: the saliency method.
+        seconds: time from the scan to this result, loading of the model excluded.
+        region: where the model's input lies in the canonical scan.
+        spot: where the region is centred, and who chose it.
+        metrics: `saliency_metrics` against the mask; None without one.
+        validation: the checkpoint's metrics.json ("auc", "protocol", ...); {} where there is none.
+    """
+
+    checkpoint: str
+    probabilities: dict[str, float]
+    prediction: str
+    logits: np.ndarray
+    saliency: np.ndarray
+    slice_weights: np.ndarray | None
+    slice_profile: np.ndarray
+    method: str
+    seconds: float
+    region: Region
+    spot: Spot
+    metrics: dict[str, Any] | None = None
+    validation: dict[str, Any] = field(default_factory=dict)
+
+
+def predict(
+    scan: Scan,
+    task: str = "chest-ct",
+    center: Sequence[float] | None = None,
+    mask: np.ndarray | str | Path | None = None,
+    *,
+    side: str | None = None,
+    models: Mapping[str, str | Path | None] | None = None,
+    tta: bool = False,
+) -> dict[str, Prediction]:
+    """Classifies one region of a scan with the Medical Slice Transformer and the 3D ResNet.
+
+    Args:
+        scan: from `mst.read_scan`.
+        task: "chest-ct", "breast-mri" or "knee-mri".
+        center: (x, y, z) in RAS millimetres of the region; None: the mask's centroid, else the middle of the
+            chosen side, else the scan's centre.
+        mask: a lesion mask, an array on the scan's grid or a file; saliency is then compared with it.
+        side: "left" or "right" (the patient's), for studies that offer it.
+        models: {"mst": checkpoint, "resnet": checkpoint}, folders or hub repositories; None or a missing
+            entry: the first checkpoint at hand for the study.
+        tta: average over the eight flips (test-time augmentation).
+
+    Returns:
+        {"mst": Prediction, "resnet": Prediction}; a model with no checkpoint at hand is left out.
+
+    Raises:
+        ScanError: nothing can be read at that place of the scan, or the mask does not fit.
+        CheckpointError: there is no checkpoint for the study, or one cannot be loaded.
+        ValueError: an unknown study or side.
+    """
+    study = get_task(task)
+    lesion = None if mask is None else as_mask(mask, scan)
+    spot = choose_spot(scan, study, center, lesion, side)
+    chosen = resolve_checkpoints(study, models)
+    return {
+        name: _predict_one(cached_model(checkpoint), checkpoint, scan, study, spot, lesion, tta)
+        for name, checkpoint in chosen.items()
+    }
+
+
+def choose_spot(
+    scan: Scan,
+    task: Task,
+    center: Sequence[float] | None = None,
+    mask: np.ndarray | None = None,
+    side: str | None = None,
+) -> Spot:
+    """Decides where the models look: a given centre, else the mask's centroid, else a side, else the middle.
+
+    Raises:
+        ScanError: the given centre lies outside the scan.
+        ValueError: a side that the study does not offer, or a centre that is not three finite numbers.
+    """
+    if center is not None:
+        point = np.asarray(center, float)
+        if point.shape != (3,) or not np.isfinite(point).all():
+            raise ValueError("center must be three numbers: x, y, z in millimetres (RAS)")
+        if not scan.contains(point):
+            raise ScanError(
+                f"The spot ({_millimetres(point)}) lies outside the scan, whose centre is at "
+                f"({_millimetres(scan.center)})."
+            )
+        return _spot(point, "given", "the chosen spot")
+    if mask is not None:
+        return _spot(mask_centroid(mask, scan), "mask", "the centre of the lesion mask")
+    if side:
+        if side not in task.sides:
+            raise ValueError(
+                f"{task.title} offers no side {side!r}"
+                + (f"; choose {' or '.join(task.sides)}." if task.sides else ".")
+            )
+        return _spot(side_center(scan, side), "side", f"the middle of the patient's {side} half")
+    return _spot(scan.center, "scan centre", "the centre of the scan, since no spot was chosen")
+
+
+def as_mask(mask: np.ndarray | str | Path, scan: Scan) -> np.ndarray:
+    """A mask as bool on the scan's grid.
+
+    Raises:
+        ScanError: it is empty, or does not fit the scan.
+    """
+    if not isinstance(mask, np.ndarray):
+        return read_mask(mask, scan)
+    if mask.shape != scan.shape:
+        raise ScanError(
+            f"The mask has {_voxels(mask.shape)} voxels, the scan {_voxels(scan.shape)}; they must agree."
+        )
+    if not np.any(mask):
+        raise ScanError("The mask is empty: it marks no voxel.")
+    return mask.astype(bool)
+
+
+def resolve_checkpoints(task: Task, models: Mapping[str, str | Path | None] | None = None) -> dict[str, str]:
+    """Which checkpoint to use for each model.
+
+    Raises:
+        CheckpointError: none is given and none is at hand.
+    """
+    chosen = {name: str(checkpoint) for name, checkpoint in (models or {}).items() if checkpoint}
+    if unknown := set(chosen) - set(MODELS):
+        raise ValueError(f"there is no model {', '.join(sorted(unknown))}; choose from {', '.join(MODELS)}")
+    at_hand = list_checkpoints(task.key)
+    for name, architecture in MODELS.items():
+        if name not in chosen and at_hand[architecture]:
+            chosen[name] = str(at_hand[architecture][0])
+    if not chosen:
+        raise CheckpointError(
+            f"There is no checkpoint for {task.title} at hand: train one with train.py, or put one into the "
+            "checkpoints folder."
+        )
+    return {name: chosen[name] for name in MODELS if name in chosen}
+
+
+def cached_model(checkpoint: str) -> ScanClassifier:
+    """Loads a checkpoint once; again when its weights file has changed."""
+    weights = Path(checkpoint) / "model.safetensors"
+    return _load(checkpoint, weights.stat().st_mtime_ns if weights.is_file() else 0)
+
+
+@lru_cache(maxsize=6)
+def _load(checkpoint: str, version: int) -> ScanClassifier:
+    return load_model(checkpoint)
+
+
+def _predict_one(
+    model: ScanClassifier,
+    checkpoint: str,
+    scan: Scan,
+    task: Task,
+    spot: Spot,
+    mask: np.ndarray | None,
+    tta: bool,
+) -> Prediction:
+    name = Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint
+    if model.task != task.key:
+        raise CheckpointError(f"{name} was trained for {model.task}, not for {task.key}.")
+    start = time.perf_counter()
+    given = prepare(scan, task, spot.center, model.grid)
+    with torch.inference_mode(False):
+        out = (explain_flips if tta else explain)(model, given.volume, padding_mask=given.padding_mask)
+    canonical = given.region.to_scan(out.saliency[0, 0].numpy())
+    # Interpolation may leave -1e-9 where a map is zero.
+    saliency = scan.from_canonical(np.maximum(canonical, 0))
+    axis = AXES[task.plane][0][0]
+    if out.slice_weights is None:
+        weights = None
+        profile = canonical.max(axis=tuple(a for a in range(3) if a != axis))
+    else:
+        weights = out.slice_weights[0].numpy()
+        profile = given.region.profile(weights)
+    probabilities = (out.logits[0] / model.temperature).softmax(0).tolist()
+    metrics = None
+    if mask is not None:
+        lesion = _to_canonical(mask, scan)
+        metrics = saliency_metrics(
+            canonical, lesion, scan.canonical().spacing, profile=profile, slice_axis=axis
+        )
+    return Prediction(
+        checkpoint=name,
+        probabilities=dict(zip(model.classes, probabilities, strict=True)),
+        prediction=model.classes[int(np.argmax(probabilities))],
+        logits=out.logits[0].numpy(),
+        saliency=saliency,
+        slice_weights=weights,
+        slice_profile=profile,
+        method=out.method,
+        seconds=time.perf_counter() - start,
+        region=given.region,
+        spot=spot,
+        metrics=metrics,
+        validation=checkpoint_metrics(checkpoint),
+    )
+
+
+def _to_canonical(mask: np.ndarray, scan: Scan) -> np.ndarray:
+    return Scan(mask.astype(np.float32), scan.affine).canonical().voxels > 0.5
+
+
+def _spot(point: np.ndarray, chosen_by: ChosenBy, text: str) -> Spot:
+    x, y, z = (round(float(v), 3) for v in point)
+    return Spot((x, y, z), chosen_by, f"The models looked at {text}, ({_millimetres(point)}).")
+
+
+def _millimetres(point: np.ndarray) -> str:
+    return ", ".join(f"{v:.1f}" for v in point) + " mm"
+
+
+def _voxels(shape: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in shape)

@@ -1,0 +1,145 @@
+"""What a prediction leaves behind: prediction.json, saliency as NIfTI, the viewer's data and a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, Prediction
+from mst.scan import Scan, write_nifti
+from mst.tasks import Task, Window
+from mst.viewer import Layer, report_html, viewer_payload
+
+
+def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction]) -> dict[str, Any]:
+    """The content of prediction.json: plain numbers and text, no arrays of voxels."""
+    first = next(iter(results.values()))
+    record: dict[str, Any] = {
+        "task": task.key,
+        "scan": {
+            "name": scan.name,
+            "shape": list(scan.shape),
+            "spacing_mm": [round(s, 4) for s in scan.spacing],
+            "notes": [*scan.notes, *scan_notes(scan, task)],
+        },
+        "region": {
+            "center_mm": list(first.spot.center),
+            "chosen_by": first.spot.chosen_by,
+            "text": first.spot.text,
+        },
+        "models": {},
+        "disclaimer": DISCLAIMER,
+    }
+    for name, result in results.items():
+        entry: dict[str, Any] = {
+            "checkpoint": result.checkpoint,
+            "probabilities": result.probabilities,
+            "prediction": result.prediction,
+            "seconds": round(result.seconds, 3),
+            "method": result.method,
+        }
+        if "auc" in result.validation:
+            entry["validation_auc"] = result.validation["auc"]
+            entry["validation_protocol"] = result.validation.get("protocol", "")
+        if result.slice_weights is not None:
+            entry["slice_weights"] = [round(float(w), 6) for w in result.slice_weights]
+        if result.metrics is not None:
+            entry["metrics"] = result.metrics
+        record["models"][name] = entry
+    return record
+
+
+def scan_notes(scan: Scan, task: Task) -> list[str]:
+    """What a person should know before believing a prediction on this scan."""
+    notes = []
+    expected = "CT" if task.unit == "HU" else "MR"
+    if scan.modality and scan.modality != expected:
+        notes.append(
+            f"The file says {scan.modality}, but {task.title} expects {expected}: do not trust the result."
+        )
+    elif task.unit == "HU" and not scan.modality and float(scan.voxels.min()) > -200:
+        notes.append(
+            "No voxel is as dark as lung or air, so the values may not be Hounsfield units: do not trust the result."
+        )
+    return notes
+
+
+def display_window(scan: Scan, task: Task) -> Window:
+    """The window a scan is first shown in: the study's, or from the scan's 1 and 99 percentiles."""
+    low, high = (float(v) for v in np.percentile(scan.voxels[::2, ::2, ::2], (1, 99)))
+    if task.windows:
+        first = task.windows[0]
+        # A scan that is no CT would be all white or all black in a CT window.
+        if low < first.high and high > first.low:
+            return first
+    return Window("Automatic", low, max(high, low + 1e-3))
+
+
+def results_payload(
+    scan: Scan, task: Task, results: Mapping[str, Prediction], mask: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The viewer's data for a scan and its predictions."""
+    canonical = scan.canonical()
+    layers = [
+        Layer(
+            key=name,
+            label=f"{LABELS[name]}: {METHOD_LABELS[result.method]}",
+            volume=_on_canonical(result.saliency, scan),
+            profile=result.slice_profile,
+        )
+        for name, result in results.items()
+    ]
+    if mask is not None:
+        layers.append(Layer("mask", "Lesion mask", _on_canonical(mask.astype(np.float32), scan) > 0.5, None))
+    bounds = None
+    if results:
+        regions = np.stack([result.region.bounds for result in results.values()])
+        bounds = np.stack([regions[..., 0].min(axis=0), regions[..., 1].max(axis=0)], axis=-1)
+    window = display_window(scan, task)
+    return viewer_payload(
+        canonical,
+        layers,
+        plane=task.plane,
+        window=(window.low, window.high),
+        unit=task.unit,
+        bounds=bounds,
+        title=scan.name,
+    )
+
+
+def write_results(
+    folder: Path,
+    scan: Scan,
+    task: Task,
+    results: Mapping[str, Prediction],
+    mask: np.ndarray | None = None,
+) -> dict[str, Path]:
+    """Writes prediction.json, <model>_saliency.nii.gz and report.html.
+
+    Returns:
+        The files by their names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = prediction_record(scan, task, results)
+    files = {}
+    for name, result in results.items():
+        path = folder / f"{name}_saliency.nii.gz"
+        write_nifti(result.saliency, scan.affine, path)
+        files[path.name] = path
+    report = folder / "report.html"
+    payload = results_payload(scan, task, results, mask)
+    report.write_text(report_html(record, payload, title=f"{task.title} - {scan.name}"), encoding="utf-8")
+    files[report.name] = report
+    # Last, so that whoever finds prediction.json finds the rest as well.
+    summary = folder / "prediction.json"
+    summary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    files[summary.name] = summary
+    return files
+
+
+def _on_canonical(volume: np.ndarray, scan: Scan) -> np.ndarray:
+    return Scan(np.asarray(volume, np.float32), scan.affine).canonical().voxels

@@ -1,0 +1,66 @@
+"""Test-time augmentation: the eight flips of a volume, as in the paper."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from mst.models.base import ScanClassifier
+from mst.models.slice_transformer import SliceTransformer
+from mst.saliency import Explanation, explain
+
+
+def explain_flips(
+    model: ScanClassifier,
+    volume: Tensor,
+    method: str | None = None,
+    target: int | None = None,
+    padding_mask: Tensor | None = None,
+) -> Explanation:
+    """Explains a volume under its eight flips and averages probabilities and maps.
+
+    A slice transformer without slice positions does not see the order of the slices, so flipping it changes
+    nothing: then four passes give the same as eight.
+
+    Args:
+        model, volume, method, target, padding_mask: as for `explain`; without a target, the class predicted
+            for the volume as it is.
+
+    Returns:
+        As `explain`; the logits are the logarithm of the averaged probabilities, times the model's
+        temperature. `native_saliency` is averaged after flipping back.
+    """
+    ordered = not isinstance(model, SliceTransformer) or model.slice_positions is not None
+    if target is None and method != "attention" and model.method != "attention":
+        with torch.no_grad():
+            logits = model(volume, padding_mask)
+        if len(volume) > 1:
+            raise ValueError("flip augmentation without a target takes one volume at a time")
+        target = int(logits.argmax())
+    runs = []
+    for flips in product((False, True) if ordered else (False,), (False, True), (False, True)):
+        axes = [axis for axis, flip in zip((2, 3, 4), flips, strict=True) if flip]
+        mask = padding_mask.flip(1) if padding_mask is not None and 2 in axes else padding_mask
+        out = explain(model, volume.flip(axes), method, target, mask)
+        weights = out.slice_weights
+        if weights is not None and 2 in axes:
+            weights = weights.flip(1)
+        runs.append(
+            (
+                (out.logits / model.temperature).softmax(1),
+                out.saliency.flip(axes),
+                out.native_saliency.flip([axis - 1 for axis in axes]),
+                weights,
+            )
+        )
+    probabilities = torch.stack([run[0] for run in runs]).mean(0)
+    weights = None if runs[0][3] is None else torch.stack([run[3] for run in runs]).mean(0)
+    return Explanation(
+        logits=probabilities.log() * model.temperature,
+        saliency=torch.stack([run[1] for run in runs]).mean(0),
+        native_saliency=torch.stack([run[2] for run in runs]).mean(0),
+        slice_weights=weights,
+        method=method or model.method,
+    )
