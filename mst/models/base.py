@@ -45,7 +45,7 @@ class ScanClassifier(
         raise TypeError(f"{type(self).__name__} does not say how it computes logits")
 
     @classmethod
-    def _load_as_safetensor(
+    def _load_as_safetensor(  # type: ignore[override]
         cls, model: ScanClassifier, model_file: str | Path, map_location: str, strict: bool
     ) -> ScanClassifier:
         # Always strict: a checkpoint with a missing or a foreign tensor must not load half-initialised.
@@ -53,6 +53,8 @@ class ScanClassifier(
         return model.eval()
 
     @classmethod
-    def _load_as_pickle(cls, model: ScanClassifier, model_file: str, *_: Any) -> ScanClassifier:
+    def _load_as_pickle(  # type: ignore[override]
+        cls, model: ScanClassifier, model_file: str, *_: Any
+    ) -> ScanClassifier:
         # The mixin falls back to a pickle where a repository has no safetensors; a pickle can run code.
         raise ValueError(f"{Path(model_file).name} is a pickle; only model.safetensors is read")

@@ -54,7 +54,7 @@ class ResNet3D(ScanClassifier):
             spatial_dims=3,
             n_input_channels=1,
             conv1_t_size=first_kernel,
-            conv1_t_stride=tuple(first_stride) if isinstance(first_stride, list) else first_stride,
+            conv1_t_stride=tuple(first_stride) if isinstance(first_stride, list) else first_stride,  # type: ignore[arg-type]
             no_max_pool=not max_pool,
             num_classes=len(classes),
         )
@@ -74,7 +74,9 @@ class ResNet3D(ScanClassifier):
 
     def head(self, features: Tensor) -> Tensor:
         """Last feature map [B, channels, d, h, w] -> logits [B, C]."""
-        return self.model.fc(self.model.avgpool(features).flatten(1))
+        fc = self.model.fc
+        assert fc is not None
+        return fc(self.model.avgpool(features).flatten(1))
 
     def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""

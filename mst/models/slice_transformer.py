@@ -70,7 +70,8 @@ class SliceTransformer(ScanClassifier):
     ) -> None:
         super().__init__(task, classes, grid, temperature)
         self.zero_first_patch = zero_first_patch
-        self.encoder = Dinov2Model(Dinov2Config(attn_implementation="sdpa", **(encoder or {})))
+        settings: dict[str, Any] = {"attn_implementation": "sdpa", **(encoder or {})}
+        self.encoder = Dinov2Model(Dinov2Config(**settings))
         width = self.encoder.config.hidden_size
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.slice_positions = (
@@ -139,15 +140,16 @@ class SliceTransformer(ScanClassifier):
         the pass itself.
         """
         batch, _, depth, height, width = volume.shape
-        last = self.encoder.encoder.layer[-1].attention
+        layer: Any = self.slice_fusion.layers[-1]
+        last: Any = self.encoder.encoder.layer[-1].attention
         with (
             _outputs(last.q_proj, last.k_proj) as kept,
             _inputs(self.slice_fusion.layers[-1].norm1) as tokens,
         ):
             logits = self(volume, padding_mask)
-        heads = last.num_attention_heads
+        heads = int(last.num_attention_heads)
         patches = _class_row(kept[0], kept[1], heads)[..., 1 + self._registers :]
-        patch = self.encoder.config.patch_size
+        patch = int(self.encoder.config.patch_size)  # type: ignore[arg-type]
         rows, columns = height // patch, width // patch
         attention = patches.reshape(-1, heads, rows, columns)
         if padding_mask is not None:
@@ -155,7 +157,6 @@ class SliceTransformer(ScanClassifier):
             full[~padding_mask.reshape(-1)] = attention
             attention = full
 
-        layer = self.slice_fusion.layers[-1]
         normed = layer.norm1(tokens[0])
         query, key, _ = nn.functional.linear(
             normed, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias

@@ -56,11 +56,11 @@ def explain_flips(
             )
         )
     probabilities = torch.stack([run[0] for run in runs]).mean(0)
-    weights = None if runs[0][3] is None else torch.stack([run[3] for run in runs]).mean(0)
+    slice_weights = [run[3] for run in runs if run[3] is not None]
     return Explanation(
         logits=probabilities.log() * model.temperature,
         saliency=torch.stack([run[1] for run in runs]).mean(0),
         native_saliency=torch.stack([run[2] for run in runs]).mean(0),
-        slice_weights=weights,
+        slice_weights=torch.stack(slice_weights).mean(0) if slice_weights else None,
         method=method or model.method,
     )
