@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from mst.coordinates import parse_center
 from mst.tasks import TASKS, get_task
 
 EXIT_BAD_INPUT = 2
@@ -20,21 +21,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def parse_center(text: str) -> tuple[float, float, float]:
-    """Three numbers, "X,Y,Z" in RAS millimetres.
-
-    Raises:
-        ValueError: the text is something else.
-    """
-    try:
-        x, y, z = (float(part) for part in text.replace(";", ",").split(","))
-    except ValueError:
-        raise ValueError(
-            f"the centre must be X,Y,Z in millimetres, such as 12.5,-40,88, not {text!r}"
-        ) from None
-    return x, y, z
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
 def _predict(args: argparse.Namespace) -> int:
     from mst.scan import read_mask, read_scan, subtract
 
-    center = parse_center(args.center) if args.center else None
+    center = parse_center(args.center)
     scan = read_scan(args.scan)
     if args.pre:
         scan = subtract(scan, read_scan(args.pre))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -89,6 +89,7 @@ def predict(
     side: str | None = None,
     models: Mapping[str, str | Path | None] | None = None,
     tta: bool = False,
+    on_model: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Prediction]:
     """Classifies one region of a scan with the Medical Slice Transformer and the 3D ResNet.
 
@@ -102,6 +103,7 @@ def predict(
         models: {"mst": checkpoint, "resnet": checkpoint}, folders or hub repositories; None or a missing
             entry: the first checkpoint at hand for the study.
         tta: average over the eight flips (test-time augmentation).
+        on_model: called with a model's name before it starts, for a progress display.
 
     Returns:
         {"mst": Prediction, "resnet": Prediction}; a model with no checkpoint at hand is left out.
@@ -115,10 +117,11 @@ def predict(
     lesion = None if mask is None else as_mask(mask, scan)
     spot = choose_spot(scan, study, center, lesion, side)
     chosen = resolve_checkpoints(study, models)
-    return {
-        name: _predict_one(cached_model(checkpoint), checkpoint, scan, study, spot, lesion, tta)
-        for name, checkpoint in chosen.items()
-    }
+    results = {}
+    for name, checkpoint in chosen.items():
+        on_model(name)
+        results[name] = _predict_one(cached_model(checkpoint), checkpoint, scan, study, spot, lesion, tta)
+    return results
 
 
 def choose_spot(

@@ -63,6 +63,13 @@ class Region:
             bounds[axis] = np.clip((low, high), 0, self.scan_shape[axis])
         return bounds
 
+    def size_mm(self, scan: Scan) -> np.ndarray:
+        """How far the samples reach along the canonical scan's axes in millimetres, shape (3,)."""
+        size = np.zeros(3)
+        for (axis, _), position in zip(AXES[self.plane], self.positions, strict=True):
+            size[axis] = len(position) * _step(position) * scan.spacing[axis]
+        return size
+
     def to_scan(self, volume: np.ndarray) -> np.ndarray:
         """A map [D, H, W] on the input, brought to the canonical scan's voxels; zero outside the region."""
         bounds = self.bounds
@@ -135,7 +142,7 @@ def prepare(
     return ModelInput(torch.from_numpy(values)[None, None], mask, region)
 
 
-def locate(scan: Scan, plane: Plane, grid: Grid, center: Sequence[float]) -> Region:
+def locate(scan: Scan, plane: Plane, grid: Grid, center: Sequence[float] | np.ndarray) -> Region:
     """Lays a grid over a canonical scan, centred on a point in RAS millimetres."""
     middle = scan.world_to_voxel(center)
     positions = []

@@ -36,7 +36,8 @@ class Grid:
         """
         if unknown := set(changes) - {"shape", "spacing_mm", "crop_voxels"}:
             raise ValueError(f"a grid has no {', '.join(sorted(unknown))}")
-        return replace(self, **{key: tuple(value) if value else None for key, value in changes.items()})
+        values: dict[str, Any] = {key: tuple(value) if value else None for key, value in changes.items()}
+        return replace(self, **values)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,11 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
         return {}
 
 
+def checkpoint_grid(folder: str | Path) -> dict[str, Any]:
+    """The input grid in a checkpoint folder's config.json; {} where it has the study's own."""
+    return _read_config(str(folder)).get("grid") or {}
+
+
 def checkpoints_folder() -> Path:
     """Where the shipped checkpoints lie: MST_CHECKPOINTS, else `checkpoints` beside the package."""
     folder = os.environ.get("MST_CHECKPOINTS")

@@ -54,5 +54,5 @@ def saliency_metrics(
         "share_inside": float(saliency[mask].sum() / total) if total > 0 else 0.0,
         "dice": 2 * overlap / (int(hot.sum()) + int(mask.sum())),
         "iou": overlap / union,
-        "top_slice_in_lesion": bool(mask.any(axis=others)[int(np.argmax(weights))]),
+        "top_slice_in_lesion": bool(np.asarray(mask.any(axis=others))[int(np.argmax(weights))]),
     }

@@ -1,0 +1,5 @@
+"""The Gradio pages. Nothing outside this package imports Gradio."""
+
+from mst.dashboard.app import build_app, launch
+
+__all__ = ["build_app", "launch"]

@@ -1,0 +1,61 @@
+"""The dashboard as a whole: theme, served files, address, and the pages it is made of."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import plotly
+
+from mst.dashboard.explore import build_explore_page
+from mst.dashboard.theme import build_theme
+from mst.viewer import head_html
+
+HERE = Path(__file__).resolve().parent
+PLOTLY_SCRIPT = Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js"
+TITLE = "Medical Slice Transformer"
+KEEP_FILES_SECONDS = 24 * 3600
+MAX_UPLOAD = "4gb"
+
+
+def build_app() -> gr.Blocks:
+    """The dashboard, not yet serving."""
+    # Only this file is served beside Gradio's own; it comes from the installed package, never from a CDN.
+    gr.set_static_paths([PLOTLY_SCRIPT])
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(3600, KEEP_FILES_SECONDS), fill_width=True
+    ) as app:
+        build_explore_page()
+    app.queue(default_concurrency_limit=2)
+    return app
+
+
+def launch_options() -> dict[str, Any]:
+    """What `Blocks.launch` needs for this page: Gradio 6 takes theme, styles and head there."""
+    # Relative, so that the page also works behind a proxy's path (a Space, a class's server).
+    plotly_url = f"gradio_api/file={PLOTLY_SCRIPT.as_posix()}"
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    return {
+        "theme": build_theme(),
+        "css_paths": [HERE / "style.css"],
+        "head": head_html(plotly_url) + f"<script>{script}</script>",
+        "footer_links": ["api"],
+        "max_file_size": MAX_UPLOAD,
+        "ssr_mode": False,
+        "show_error": True,
+    }
+
+
+def launch(app: gr.Blocks | None = None) -> None:
+    """Serves the dashboard until it is stopped. PORT and HOST, else Gradio's own variables, say where."""
+    host = os.environ.get("HOST") or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    port = os.environ.get("PORT") or os.environ.get("GRADIO_SERVER_PORT") or "7860"
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        sys.exit(f"PORT must be a number from 1 to 65535, not {port!r}")
+    try:
+        (app or build_app()).launch(server_name=host, server_port=int(port), **launch_options())
+    except OSError as error:
+        sys.exit(f"The dashboard cannot serve at {host}:{port}: {error}. Choose another with PORT=...")

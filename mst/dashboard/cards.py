@@ -1,0 +1,136 @@
+"""The small pieces of HTML that the page is made of. All text from files is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+
+from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, Prediction
+from mst.scan import Scan
+from mst.tasks import Task
+
+HEADER = f"""
+<header class="mst-header">
+  <div>
+    <h1>Medical Slice Transformer</h1>
+    <p>Two deep-learning models read the same 3D scan. See which slice and which spot each of them looked at.</p>
+  </div>
+  <p class="mst-disclaimer" role="note">{escape(DISCLAIMER)}</p>
+</header>
+"""
+
+FOOTER = """
+<footer class="mst-footer">
+  <p>After Müller-Franzes et al., <cite>Medical Slice Transformer</cite>, arXiv 2411.15802. The chest CT checkpoints
+  were trained on crops of LIDC-IDRI (Armato et al. 2011, CC BY 3.0). Uploads stay on the machine that serves this
+  page and are deleted after a day.</p>
+</footer>
+"""
+
+EMPTY = """
+<section class="mst-empty">
+  <ol>
+    <li><strong>Open a scan.</strong> NIfTI, NRRD, MetaImage or DICOM, or one of the simulated examples.</li>
+    <li><strong>Point at the spot.</strong> A click in any of the three planes tells the models where to look.</li>
+    <li><strong>Compare.</strong> Scroll attention and Grad-CAM side by side, slice by slice and in 3D.</li>
+  </ol>
+</section>
+"""
+
+
+def alert(message: str) -> str:
+    """A message that something could not be done."""
+    return f'<div class="mst-alert" role="alert">{escape(message)}</div>'
+
+
+def scan_facts(scan: Scan, notes: Iterable[str]) -> str:
+    """Name, size and spacing of the open scan, and what the reader decided."""
+    size = " × ".join(str(n) for n in scan.shape)
+    spacing = " × ".join(f"{s:.2f}" for s in scan.spacing)
+    facts = [f"{size} voxels", f"{spacing} mm", scan.orientation]
+    if scan.modality:
+        facts.append(scan.modality)
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return (
+        f'<div class="mst-facts" role="status"><p><strong>{escape(scan.name)}</strong> '
+        f"<span>{escape(' · '.join(facts))}</span></p>" + (f"<ul>{items}</ul>" if items else "") + "</div>"
+    )
+
+
+def no_checkpoint(task: Task) -> str:
+    """What to do about a study for which no model is at hand."""
+    return f"""
+<section class="mst-note" role="status">
+  <h2>No model for {escape(task.title)} yet</h2>
+  <p>This project ships checkpoints for chest CT only. The scan is shown above; to classify it,</p>
+  <ul>
+    <li>train a model with <code>python train.py CONFIG.yaml</code> on data of your own, or</li>
+    <li>put a checkpoint folder (<code>config.json</code>, <code>model.safetensors</code>) for
+        <code>{escape(task.key)}</code> into <code>checkpoints/</code>, or name its folder in
+        <code>MST_CHECKPOINTS</code>.</li>
+  </ul>
+</section>
+"""
+
+
+def prediction_cards(task: Task, results: Mapping[str, Prediction]) -> str:
+    """Both models' probabilities as bars, with the checkpoint's name and its measured AUC."""
+    first = next(iter(results.values()))
+    cards = "".join(_card(name, result) for name, result in results.items())
+    missing = "".join(
+        f'<article class="mst-card mst-card-missing"><h3>{escape(LABELS[name])}</h3>'
+        "<p>No checkpoint at hand for this study.</p></article>"
+        for name in LABELS
+        if name not in results
+    )
+    agree = {result.prediction for result in results.values()}
+    verdict = ""
+    if len(results) > 1:
+        verdict = (
+            f"Both models say <strong>{escape(first.prediction)}</strong>."
+            if len(agree) == 1
+            else "The two models <strong>disagree</strong>."
+        )
+    return f"""
+<section class="mst-predictions" aria-label="Predictions">
+  <div class="mst-question"><h2>{escape(task.question)}</h2><p>{verdict} {escape(first.spot.text)}</p></div>
+  <div class="mst-cards">{cards}{missing}</div>
+</section>
+"""
+
+
+def _card(name: str, result: Prediction) -> str:
+    bars = "".join(
+        f'<div class="mst-bar{" mst-bar-top" if label == result.prediction else ""}">'
+        f"<span>{escape(label)}</span>"
+        f'<div class="mst-track" role="meter" aria-label="{escape(label)}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{100 * p:.0f}"><div style="width:{100 * p:.1f}%"></div></div>'
+        f"<b>{100 * p:.1f}%</b></div>"
+        for label, p in result.probabilities.items()
+    )
+    auc = result.validation.get("auc")
+    if isinstance(auc, int | float):
+        interval = result.validation.get("auc_ci95")
+        spread = f" (95% CI {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        protocol = escape(str(result.validation.get("protocol", "")))
+        measured = f'<span title="{protocol}">Measured AUC <strong>{auc:.2f}</strong>{spread}</span>'
+    else:
+        measured = "<span>No measured AUC comes with this checkpoint</span>"
+    metrics = ""
+    if result.metrics:
+        hit = "inside" if result.metrics["pointing_game"] else "outside"
+        top = "shows" if result.metrics["top_slice_in_lesion"] else "does not show"
+        metrics = (
+            f"<p>Against the mask: the map's maximum lies {hit} the lesion; "
+            f"{100 * result.metrics['share_inside']:.0f}% of the saliency is inside; "
+            f"the most weighted slice {top} the lesion.</p>"
+        )
+    return f"""
+<article class="mst-card" data-model="{name}">
+  <h3>{escape(LABELS[name])}</h3>
+  {bars}
+  <p class="mst-meta"><span>Checkpoint <code>{escape(result.checkpoint)}</code></span>{measured}
+  <span>{escape(METHOD_LABELS[result.method])} in {result.seconds:.2f} s</span></p>
+  {metrics}
+</article>
+"""

@@ -1,0 +1,309 @@
+"""The explore page: open a scan, point at a spot, see what both models make of it and where they looked."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.utils import get_upload_folder
+
+from mst.coordinates import parse_center
+from mst.dashboard import cards
+from mst.dashboard.store import open_scan, recall, remember
+from mst.data.examples import EXAMPLES, example_file
+from mst.models import CheckpointError, list_checkpoints
+from mst.models.loading import checkpoint_grid
+from mst.prediction import LABELS, MODELS, Prediction, as_mask, choose_spot, predict
+from mst.preprocess import locate
+from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
+from mst.scan import Scan, ScanError
+from mst.tasks import TASKS, Task, get_task
+from mst.viewer import locator_html, viewer_html
+
+log = logging.getLogger(__name__)
+UNEXPECTED = "Something went wrong that this page did not expect; your scan and earlier results are kept. "
+FILES = ("mst_saliency.nii.gz", "resnet_saliency.nii.gz", "prediction.json", "report.html")
+FILE_LABELS = ("MST saliency (NIfTI)", "ResNet saliency (NIfTI)", "prediction.json", "Report (HTML)")
+
+
+def build_explore_page() -> None:
+    """Lays out the page inside an open `gr.Blocks` and wires it."""
+    tasks = list(TASKS.values())
+    gr.HTML(cards.HEADER, padding=False)
+    with gr.Row(elem_id="workspace", equal_height=False):
+        with gr.Column(scale=1, min_width=300, elem_id="controls"):
+            task = gr.Radio(
+                [(t.title, t.key) for t in tasks], value=tasks[0].key, label="Study", elem_id="task"
+            )
+            scan = gr.File(
+                label="Scan: NIfTI, NRRD, MetaImage or DICOM (files or a zip)",
+                file_count="multiple",
+                elem_id="scan",
+                height=150,
+            )
+            with gr.Group(elem_id="examples"):
+                gr.HTML('<p class="mst-label">Or a simulated example</p>', padding=True)
+                examples = [
+                    (e, gr.Button(e.title, size="sm", visible=e.task == tasks[0].key)) for e in EXAMPLES
+                ]
+            with gr.Accordion("Where to look", open=True):
+                center = gr.Textbox(
+                    label="Centre of the region, X, Y, Z in mm (RAS)",
+                    placeholder="click in the scan, or leave empty for its centre",
+                    elem_id="center",
+                )
+                side = gr.Radio(
+                    [("Patient's left", "left"), ("Patient's right", "right")],
+                    label="Breast",
+                    elem_id="side",
+                    visible=False,
+                )
+                pre = gr.File(
+                    label="Pre-contrast scan, if the upload is no subtraction",
+                    file_count="multiple",
+                    elem_id="pre",
+                    visible=False,
+                    height=110,
+                )
+                mask = gr.File(label="Lesion mask (optional)", elem_id="mask", height=110)
+            with gr.Accordion("Models", open=False):
+                choices = {
+                    name: gr.Dropdown(
+                        **_checkpoint_choices(tasks[0], name),
+                        label=LABELS[name],
+                        elem_id=f"checkpoint-{name}",
+                    )
+                    for name in MODELS
+                }
+                tta = gr.Checkbox(label="Average over flips (test-time augmentation, slower)", elem_id="tta")
+            run = gr.Button("Explain this scan", variant="primary", elem_id="run", size="lg")
+        with gr.Column(scale=3, min_width=320, elem_id="stage"):
+            status = gr.HTML("", elem_id="status", padding=False)
+            locator = gr.HTML(cards.EMPTY, elem_id="locator", padding=False)
+            results = gr.HTML("", elem_id="results", padding=False)
+            with gr.Row(elem_id="downloads", visible=False) as downloads:
+                buttons = [gr.DownloadButton(label, size="sm", visible=False) for label in FILE_LABELS]
+    gr.HTML(cards.FOOTER, padding=False)
+
+    inputs = [scan, task, center, mask, side, pre]
+    task.change(
+        _choose_task,
+        task,
+        [side, pre, *choices.values(), *(button for _, button in examples)],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    for trigger in (scan.change, task.change, pre.change):
+        trigger(
+            lambda: ("", ""), None, [center, results], api_visibility="private", show_progress="hidden"
+        ).then(_show_scan, inputs, [status, locator], api_visibility="private", show_progress_on=[locator])
+    for trigger in (mask.change, side.change, center.submit):
+        trigger(_show_scan, inputs, [status, locator], api_visibility="private", show_progress="hidden")
+    for example, button in examples:
+        button.click(
+            lambda key=example.key: [str(example_file(key, _examples_folder()))],
+            None,
+            scan,
+            api_visibility="private",
+        )
+    made = run.click(
+        _explain,
+        [*inputs, *choices.values(), tta],
+        [status, results, downloads, *buttons],
+        api_visibility="private",
+        show_progress_on=[results],
+    )
+    # The files are written once the page already shows the result: a large scan takes seconds to compress.
+    made.success(_write_files, None, buttons, api_visibility="private", show_progress="hidden")
+    _build_api()
+
+
+def _build_api() -> None:
+    """The web API's /predict, on components of its own so that its signature is the documented one."""
+    files = gr.File(file_count="multiple", visible=False)
+    task = gr.Textbox(value="chest-ct", visible=False)
+    center = gr.Textbox(value="", visible=False)
+    mask = gr.File(visible=False)
+    record = gr.JSON(visible=False)
+    gr.Button(visible=False).click(
+        predict_files, [files, task, center, mask], record, api_name="predict", concurrency_limit=2
+    )
+
+
+def predict_files(scan: list[str], task: str, center: str, mask: str | None) -> dict[str, Any]:
+    """Classifies an uploaded scan with both models.
+
+    Args:
+        scan: the files of one scan: a volume, a zip, or all files of a DICOM series.
+        task: "chest-ct", "breast-mri" or "knee-mri".
+        center: "X,Y,Z" in RAS millimetres; "" for the mask's centroid or the scan's centre.
+        mask: a lesion mask, or None.
+
+    Returns:
+        The content of prediction.json.
+    """
+    try:
+        study = get_task(task)
+        opened = open_scan(scan or [], study)
+        results = predict(opened, study.key, parse_center(center), mask or None)
+        return prediction_record(opened, study, results)
+    except (ScanError, CheckpointError, ValueError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except Exception as error:
+        log.exception("the web API failed")
+        raise gr.Error(UNEXPECTED, print_exception=False) from error
+
+
+def _choose_task(key: str) -> list[Any]:
+    task = get_task(key)
+    return [
+        gr.update(visible=bool(task.sides), value=None),
+        gr.update(visible=task.key == "breast-mri", value=None),
+        *(gr.update(**_checkpoint_choices(task, name)) for name in MODELS),
+        *(gr.update(visible=example.task == key) for example in EXAMPLES),
+    ]
+
+
+def _show_scan(
+    files: list[str] | None,
+    key: str,
+    center: str,
+    mask: str | None,
+    side: str | None,
+    pre: list[str] | None,
+) -> tuple[Any, Any]:
+    """(status, locator) for an upload."""
+    if not files:
+        return "", cards.EMPTY
+    try:
+        task = get_task(key)
+        scan = open_scan(files, task, pre or ())
+        lesion = as_mask(mask, scan) if mask else None
+        spot = choose_spot(scan, task, parse_center(center), lesion, side)
+        window = display_window(scan, task)
+        html = locator_html(
+            scan.canonical(),
+            window=(window.low, window.high),
+            unit=task.unit,
+            center=spot.center,
+            box_mm=_box(scan, task),
+        )
+        return cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)]), html
+    except (ScanError, ValueError) as error:
+        return cards.alert(str(error)), gr.skip()
+    except Exception:
+        log.exception("a scan could not be shown")
+        return cards.alert(UNEXPECTED), gr.skip()
+
+
+def _explain(
+    files: list[str] | None,
+    key: str,
+    center: str,
+    mask: str | None,
+    side: str | None,
+    pre: list[str] | None,
+    mst: str | None,
+    resnet: str | None,
+    tta: bool,
+    request: gr.Request,
+    progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio finds it by this default)
+) -> Any:
+    """(status, results, downloads, one update a download button) for the run button."""
+    hidden = [gr.update(visible=False, value=None) for _ in FILES]
+    kept = [gr.skip(), gr.skip(), *(gr.skip() for _ in FILES)]
+    try:
+        task = get_task(key)
+        progress(0.05, desc="Reading the scan")
+        scan = open_scan(files or [], task, pre or ())
+        facts = cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)])
+        if not any(list_checkpoints(task.key).values()):
+            return [facts, cards.no_checkpoint(task), gr.update(visible=False), *hidden]
+        lesion = as_mask(mask, scan) if mask else None
+        steps = {name: 0.2 + 0.35 * index for index, name in enumerate(MODELS)}
+        results = predict(
+            scan,
+            task.key,
+            parse_center(center),
+            lesion,
+            side=side,
+            models={"mst": mst, "resnet": resnet},
+            tta=tta,
+            on_model=lambda name: progress(steps[name], desc=f"{LABELS[name]} looks at the scan"),
+        )
+        progress(0.9, desc="Drawing")
+        remember(str(request.session_hash), (scan, task, results, lesion))
+        viewer = viewer_html(results_payload(scan, task, results, lesion))
+        return [
+            facts,
+            cards.prediction_cards(task, results) + viewer,
+            gr.update(visible=True),
+            *(gr.update(interactive=False, visible=_made(name, results)) for name in FILES),
+        ]
+    except (ScanError, CheckpointError, ValueError) as error:
+        return [cards.alert(str(error)), *kept]
+    except Exception:
+        log.exception("a scan could not be explained")
+        return [cards.alert(UNEXPECTED), *kept]
+
+
+def _write_files(request: gr.Request) -> list[Any]:
+    """One update a download button, once the files of the session's last result are written."""
+    kept = recall(str(request.session_hash))
+    if kept is None:
+        return [gr.update(visible=False) for _ in FILES]
+    scan, task, results, mask = kept
+    folder = Path(tempfile.mkdtemp(prefix="result-", dir=_cache_folder()))
+    files = write_results(folder, scan, task, results, mask)
+    return [
+        gr.update(value=str(files[name]), visible=True, interactive=True)
+        if name in files
+        else gr.update(visible=False)
+        for name in FILES
+    ]
+
+
+def _made(file: str, results: Mapping[str, Prediction]) -> bool:
+    """Whether a result of these models has that file."""
+    return not file.endswith("_saliency.nii.gz") or file.split("_")[0] in results
+
+
+def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
+    folders = list_checkpoints(task.key)[MODELS[model]]
+    if not folders:
+        return {"choices": [("none at hand", "")], "value": ""}
+    return {"choices": [(folder.name, str(folder)) for folder in folders], "value": str(folders[0])}
+
+
+def _box(scan: Scan, task: Task) -> tuple[float, float, float]:
+    """Millimetres that the models' region spans along the canonical scan's axes."""
+    canonical = scan.canonical()
+    grids = [
+        checkpoint_grid(folder) for folders in list_checkpoints(task.key).values() for folder in folders[:1]
+    ] or [{}]
+    bounds = np.stack(
+        [
+            locate(canonical, task.plane, task.grid.override(grid), canonical.center).size_mm(canonical)
+            for grid in grids
+        ]
+    )
+    x, y, z = bounds.max(axis=0)
+    return float(x), float(y), float(z)
+
+
+def _cache_folder() -> Path:
+    """Gradio's own cache: it serves files from there, and `delete_cache` clears what is old."""
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _examples_folder() -> Path:
+    folder = _cache_folder() / "examples"
+    folder.mkdir(exist_ok=True)
+    return folder
