@@ -1,0 +1,191 @@
+"""The page as people use it, in Chromium, and the web API beside it."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from mst.data.examples import example_file, example_scan
+from playwright.sync_api import Page, expect
+from serving import serve_dashboard
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serve_dashboard() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return example_file("chest-round", tmp_path_factory.mktemp("examples"))
+
+
+def _upload(page: Page, *files: Path) -> None:
+    page.set_input_files("#scan input[type=file]", [str(file) for file in files])
+
+
+def _explain(page: Page) -> None:
+    page.click("#run")
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=90_000)
+
+
+def test_from_upload_to_two_linked_viewers(page: Page, url: str, nodule: Path) -> None:
+    hosts = set()
+    errors = []
+    page.on("request", lambda request: hosts.add(re.sub(r"^(\w+:/*[^/:]*).*", r"\1", request.url)))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    expect(page.get_by_text("Not a medical device").first).to_be_visible()
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+    results = page.locator("#results")
+    expect(results.locator("[data-model=mst]")).to_contain_text("chest-ct-mst")
+    expect(results.locator("[data-model=mst]")).to_contain_text("AUC")
+    expect(results.locator("[data-model=resnet]")).to_contain_text("chest-ct-resnet")
+    assert results.locator("[role=meter]").count() == 4
+    expect(results).to_contain_text("centre of the scan")
+
+    viewer = page.locator("[data-testid=viewer]")
+    assert viewer.locator("[data-panel=mst]").count() == 1
+    assert viewer.locator("[data-panel=resnet]").count() == 1
+    before = len(hosts)
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    start = int(viewer.get_attribute("data-slice") or -1)
+    viewer.locator("[data-panel=mst]").hover()
+    page.keyboard.press("ArrowRight")
+    expect(viewer).to_have_attribute("data-slice", str(start + 1))
+    page.mouse.wheel(0, 100)
+    page.wait_for_timeout(300)
+    assert int(viewer.get_attribute("data-slice") or -1) != start + 1
+    assert [r for r in requests if "queue" in r or "file=" in r] == []
+    assert len(hosts) == before
+    assert all("127.0.0.1" in host or host.split(":")[0] in ("data", "blob") for host in hosts), hosts
+    assert errors == []
+
+
+def test_downloads_hold_the_result(page: Page, url: str, nodule: Path) -> None:
+    page.goto(url)
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+    for label, check in (("prediction.json", "task"), ("MST saliency", None)):
+        button = page.locator("#downloads").get_by_text(label)
+        expect(button).to_be_enabled(timeout=30_000)
+        with page.expect_download() as download:
+            button.click()
+        path = download.value.path()
+        if check:
+            assert json.loads(path.read_text())[check] == "chest-ct"
+        else:
+            assert nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes())).shape
+
+
+def test_a_click_in_the_scan_chooses_the_spot(page: Page, url: str, nodule: Path) -> None:
+    page.goto(url)
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_timeout(800)
+    plane = page.locator("[data-testid=locator] [data-plane=axial] canvas").first
+    box = plane.bounding_box()
+    assert box
+    # Right of the middle on the screen is the patient's left: x below the centre's.
+    page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
+    field = page.locator("#center textarea, #center input").first
+    expect(field).to_have_value(re.compile(r"^-?\d+\.\d, -?\d+\.\d, -?\d+\.\d$"))
+    x = float(field.input_value().split(",")[0])
+    assert x < example_scan("chest-round").center[0]
+    _explain(page)
+    expect(page.locator("#results")).to_contain_text("the chosen spot")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.nii.gz", b"", "empty"),
+        ("notes.nii", b"these are notes, not a scan" * 40, "notes.nii"),
+        ("truncated.nii.gz", None, "truncated.nii.gz"),
+    ],
+)
+def test_bad_input_is_told_and_the_page_goes_on(
+    page: Page, url: str, nodule: Path, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    bad = tmp_path / name
+    bad.write_bytes(nodule.read_bytes()[:4000] if content is None else content)
+    page.goto(url)
+    _upload(page, bad)
+    alert = page.locator("#status [role=alert]")
+    expect(alert).to_contain_text(message, timeout=20_000)
+    assert "Traceback" not in alert.inner_text()
+    page.click("#run")
+    expect(alert).to_be_visible()
+    page.goto(url)
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+
+
+def test_a_study_without_a_model_shows_the_scan_and_says_how_to_get_one(page: Page, url: str) -> None:
+    page.goto(url)
+    page.locator("#task input[value='breast-mri']").check()
+    expect(page.locator("#side")).to_be_visible()
+    page.locator("#examples button:visible").first.click()
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.click("#run")
+    expect(page.locator("#results")).to_contain_text("train.py")
+    expect(page.locator("[data-testid=locator]")).to_be_visible()
+
+
+def test_a_phone_has_no_sideways_scrolling(page: Page, url: str, nodule: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(url)
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_web_api_gives_predictions(url: str, nodule: Path, tmp_path: Path) -> None:
+    client = Client(url, verbose=False)
+    record = client.predict(
+        scan=[handle_file(nodule)], task="chest-ct", center="1.5,-2,3", mask=None, api_name="/predict"
+    )
+    assert record["region"]["center_mm"] == [1.5, -2.0, 3.0]
+    assert set(record["models"]) == {"mst", "resnet"}
+    scan = example_scan("chest-round")
+    mask = np.zeros(scan.shape, np.uint8)
+    mask[40:50, 50:60, 20:26] = 1
+    nib.save(nib.Nifti1Image(mask, scan.affine), tmp_path / "mask.nii.gz")
+    record = client.predict(
+        scan=[handle_file(nodule)],
+        task="chest-ct",
+        center="",
+        mask=handle_file(tmp_path / "mask.nii.gz"),
+        api_name="/predict",
+    )
+    assert record["region"]["chosen_by"] == "mask"
+    assert "pointing_game" in record["models"]["mst"]["metrics"]
+
+
+def test_the_web_api_refuses_in_one_sentence(url: str, nodule: Path, tmp_path: Path) -> None:
+    client = Client(url, verbose=False)
+    bad = tmp_path / "bad.nii"
+    bad.write_text("not a scan")
+    with pytest.raises(AppError, match=r"bad\.nii"):
+        client.predict(scan=[handle_file(bad)], task="chest-ct", center="", mask=None, api_name="/predict")
+    with pytest.raises(AppError, match="three numbers"):
+        client.predict(
+            scan=[handle_file(nodule)], task="chest-ct", center="x", mask=None, api_name="/predict"
+        )
+    with pytest.raises(AppError, match="no study"):
+        client.predict(scan=[handle_file(nodule)], task="foot", center="", mask=None, api_name="/predict")

@@ -1,0 +1,102 @@
+"""The mst command as a user runs it: files written, exit status, one clear line for bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mst.data.examples import example_file
+
+from mst.cli import main
+from mst.coordinates import parse_center
+
+
+@pytest.fixture(scope="module")
+def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return example_file("chest-round", tmp_path_factory.mktemp("examples"))
+
+
+def test_predict_writes_its_four_files(nodule: Path, tmp_path: Path, capsys) -> None:
+    center = "-3.0,2.5,4"
+    status = main(["predict", str(nodule), "--task", "chest-ct", "--out", str(tmp_path), "--center", center])
+    assert status == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "mst_saliency.nii.gz",
+        "prediction.json",
+        "report.html",
+        "resnet_saliency.nii.gz",
+    ]
+    record = json.loads((tmp_path / "prediction.json").read_text())
+    assert record["region"] == {
+        "center_mm": [-3.0, 2.5, 4.0],
+        "chosen_by": "given",
+        "text": record["region"]["text"],
+    }
+    out = capsys.readouterr()
+    assert "Medical Slice Transformer" in out.out
+    assert out.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "missing.nii.gz", "--task", "chest-ct", "--out", "out"], "missing.nii.gz"),
+        (["predict", "NODULE", "--task", "chest-ct", "--out", "out", "--center", "a,b"], "three numbers"),
+        (["predict", "NODULE", "--task", "chest-ct", "--out", "out", "--center", "-900,0,0"], "outside"),
+        (["predict", "NODULE", "--task", "chest-ct", "--out", "out", "--mst", "./nowhere"], "nowhere"),
+        (["predict", "NODULE", "--task", "chest-ct", "--out", "NODULE/x"], ""),
+    ],
+)
+def test_bad_input_exits_with_two_and_one_line(nodule: Path, arguments, message, capsys) -> None:
+    arguments = [argument.replace("NODULE", str(nodule)) for argument in arguments]
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["predict"], ["fly"], ["predict", "x", "--task", "foot", "--out", "y"]]
+)
+def test_bad_usage_exits_with_two_and_one_line(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_module_is_the_command_too(tmp_path: Path) -> None:
+    bad = tmp_path / "notes.nii"
+    bad.write_text("these are notes, not a scan")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mst",
+            "predict",
+            str(bad),
+            "--task",
+            "chest-ct",
+            "--out",
+            str(tmp_path / "o"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "notes.nii" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("text", ["1,2,3", " 1; 2; 3 ", "(1 2 3)", "1.0, 2.0, 3"])
+def test_a_centre_is_read_as_people_write_it(text: str) -> None:
+    assert parse_center(text) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("text", ["1,2", "a,b,c", "nan,1,2", "1,2,3,4", "inf 0 0"])
+def test_what_is_no_centre_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="three numbers"):
+        parse_center(text)

@@ -1,0 +1,155 @@
+"""A scan through both models, with the checkpoints that the project ships."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from mst.data.examples import example_scan
+from test_preprocess import orientations, reorient
+
+import mst
+from mst.models.loading import save_model
+from mst.prediction import DISCLAIMER
+from mst.preprocess import AXES
+from mst.results import prediction_record, scan_notes, write_results
+from mst.scan import Scan
+from mst.tasks import TASKS
+
+CHEST = TASKS["chest-ct"]
+
+
+@pytest.fixture(scope="module")
+def scan() -> Scan:
+    return example_scan("chest-round")
+
+
+@pytest.fixture(scope="module")
+def results(scan: Scan) -> dict:
+    return mst.predict(scan, center=tuple(scan.center + (4, -3, 6)))
+
+
+def test_both_models_answer(scan: Scan, results: dict) -> None:
+    assert list(results) == ["mst", "resnet"]
+    for result in results.values():
+        assert list(result.probabilities) == ["benign", "malignant"]
+        assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert result.prediction == max(result.probabilities, key=result.probabilities.get)
+        assert result.saliency.shape == scan.shape
+        assert result.saliency.dtype == np.float32
+        assert result.saliency.min() >= 0
+        assert result.saliency.max() > 0
+        assert 0.5 < result.validation["auc"] < 1
+    assert results["mst"].slice_weights.sum() == pytest.approx(1, abs=1e-4)
+    assert results["resnet"].slice_weights is None
+
+
+def test_saliency_is_zero_outside_the_region(scan: Scan, results: dict) -> None:
+    for result in results.values():
+        outside = np.ones(scan.canonical().shape, bool)
+        outside[tuple(slice(*b) for b in result.region.bounds)] = False
+        assert outside.any()
+        assert (Scan(result.saliency, scan.affine).canonical().voxels[outside] == 0).all()
+
+
+def test_the_48_orientations_give_the_same_answer(scan: Scan, results: dict) -> None:
+    center = results["mst"].spot.center
+    expected = {name: Scan(r.saliency, scan.affine).canonical().voxels for name, r in results.items()}
+    for codes in orientations():
+        turned = reorient(scan, codes)
+        for name, result in mst.predict(turned, center=center).items():
+            for label, probability in result.probabilities.items():
+                assert probability == pytest.approx(results[name].probabilities[label], abs=1e-4)
+            own = Scan(result.saliency, turned.affine).canonical()
+            assert np.allclose(own.voxels, expected[name], atol=1e-4 * expected[name].max())
+
+
+def test_where_the_models_look(scan: Scan) -> None:
+    mask = np.zeros(scan.shape, bool)
+    mask[40:50, 50:60, 20:26] = True
+    by_mask = mst.predict(scan, mask=mask)
+    assert by_mask["mst"].spot.chosen_by == "mask"
+    assert np.allclose(by_mask["mst"].spot.center, scan.voxel_to_world((44.5, 54.5, 22.5)), atol=1e-3)
+    assert set(by_mask["mst"].metrics) >= {"pointing_game", "share_inside", "dice", "top_slice_in_lesion"}
+    given = mst.predict(scan, center=tuple(scan.center), mask=mask)
+    assert given["resnet"].spot.chosen_by == "given"
+    middle = mst.predict(scan)
+    assert middle["mst"].spot.chosen_by == "scan centre"
+    assert "centre of the scan" in middle["mst"].spot.text
+
+
+def test_slice_profile_lies_on_the_scans_slices(scan: Scan, results: dict) -> None:
+    axis = AXES["axial"][0][0]
+    for result in results.values():
+        profile = result.slice_profile
+        assert profile.shape == (scan.canonical().shape[axis],)
+        assert result.region.bounds[axis][0] <= profile.argmax() < result.region.bounds[axis][1]
+
+
+def test_flip_averaging_changes_little_and_sums_to_one(scan: Scan, results: dict) -> None:
+    averaged = mst.predict(scan, center=results["mst"].spot.center, tta=True)
+    for result in averaged.values():
+        assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"center": (9999, 0, 0)}, "outside the scan"),
+        ({"center": (1, 2)}, "three numbers"),
+        ({"mask": np.zeros((3, 3, 3))}, "must agree"),
+        ({"task": "foot-xray"}, "no study"),
+        ({"side": "left"}, "no side"),
+    ],
+)
+def test_wrong_arguments_are_explained(scan: Scan, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mst.predict(scan, **arguments)
+
+
+def test_an_empty_mask_is_refused(scan: Scan) -> None:
+    with pytest.raises(mst.ScanError, match="empty"):
+        mst.predict(scan, mask=np.zeros(scan.shape))
+
+
+def test_a_study_without_checkpoints_says_how_to_get_one() -> None:
+    with pytest.raises(mst.CheckpointError, match=r"train\.py"):
+        mst.predict(example_scan("breast"), "breast-mri")
+
+
+def test_a_checkpoint_of_another_study_is_refused(scan: Scan, small_mst, tmp_path: Path) -> None:
+    small_mst._hub_mixin_config["task"] = "knee-mri"
+    small_mst.task = "knee-mri"
+    folder = save_model(small_mst, tmp_path / "knee")
+    with pytest.raises(mst.CheckpointError, match="knee-mri"):
+        mst.predict(scan, models={"mst": folder})
+
+
+def test_written_results_hold_what_the_design_names(scan: Scan, results: dict, tmp_path: Path) -> None:
+    files = write_results(tmp_path / "out", scan, CHEST, results)
+    assert set(files) == {"prediction.json", "report.html", "mst_saliency.nii.gz", "resnet_saliency.nii.gz"}
+    record = json.loads(files["prediction.json"].read_text())
+    assert record["task"] == "chest-ct"
+    assert record["scan"]["shape"] == list(scan.shape)
+    assert record["scan"]["spacing_mm"] == pytest.approx(scan.spacing, abs=1e-3)
+    for entry in record["models"].values():
+        assert {"checkpoint", "probabilities", "prediction", "seconds"} <= set(entry)
+        assert "metrics" not in entry
+    for name, result in results.items():
+        image = nib.load(files[f"{name}_saliency.nii.gz"])
+        assert image.shape == scan.shape
+        assert np.allclose(image.affine, scan.affine, atol=1e-4)
+        assert np.allclose(image.get_fdata(), result.saliency, atol=1e-6)
+    report = files["report.html"].read_text()
+    assert DISCLAIMER in report
+    assert 'src="http' not in report
+
+
+def test_an_mri_in_the_chest_ct_study_is_noted(scan: Scan, results: dict) -> None:
+    notes = scan_notes(Scan(scan.voxels, scan.affine, modality="MR"), CHEST)
+    assert notes
+    assert "MR" in notes[0]
+    bright = Scan(np.abs(scan.voxels) + 1, scan.affine)
+    assert "Hounsfield" in scan_notes(bright, CHEST)[0]
+    assert "do not trust" in prediction_record(bright, CHEST, results)["scan"]["notes"][-1]
