@@ -224,9 +224,8 @@ def _predict_one(
     given = prepare(scan, task, spot.center, model.grid)
     with torch.inference_mode(False):
         out = (explain_flips if tta else explain)(model, given.volume, padding_mask=given.padding_mask)
-    canonical = given.region.to_scan(out.saliency[0, 0].numpy())
-    # Interpolation may leave -1e-9 where a map is zero.
-    saliency = scan.from_canonical(np.maximum(canonical, 0))
+    canonical = given.region.to_scan(out.saliency[0, 0].clamp_min(0).numpy())
+    saliency = scan.from_canonical(canonical)
     axis = AXES[task.plane][0][0]
     if out.slice_weights is None:
         weights = None
@@ -238,8 +237,9 @@ def _predict_one(
     metrics = None
     if mask is not None:
         lesion = _to_canonical(mask, scan)
+        box = _box_of(lesion, given.region.bounds)
         metrics = saliency_metrics(
-            canonical, lesion, scan.canonical().spacing, profile=profile, slice_axis=axis
+            canonical[box], lesion[box], scan.canonical().spacing, profile[box[axis]], slice_axis=axis
         )
     return Prediction(
         checkpoint=name,
@@ -260,6 +260,16 @@ def _predict_one(
 
 def _to_canonical(mask: np.ndarray, scan: Scan) -> np.ndarray:
     return Scan(mask.astype(np.float32), scan.affine).canonical().voxels > 0.5
+
+
+def _box_of(mask: np.ndarray, bounds: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box that holds a region's bounds and a mask's voxels."""
+    box = []
+    for axis in range(3):
+        held = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        start, stop = min(bounds[axis][0], held[0]), max(bounds[axis][1], held[-1] + 1)
+        box.append(slice(int(start), int(stop)))
+    return box[0], box[1], box[2]
 
 
 def _spot(point: np.ndarray, chosen_by: ChosenBy, text: str) -> Spot:

@@ -70,7 +70,7 @@ def scan_notes(scan: Scan, task: Task) -> list[str]:
 
 def display_window(scan: Scan, task: Task) -> Window:
     """The window a scan is first shown in: the study's, or from the scan's 1 and 99 percentiles."""
-    low, high = (float(v) for v in np.percentile(scan.voxels[::2, ::2, ::2], (1, 99)))
+    low, high = (float(v) for v in np.percentile(scan.voxels[::3, ::3, ::3], (1, 99)))
     if task.windows:
         first = task.windows[0]
         # A scan that is no CT would be all white or all black in a CT window.

@@ -42,7 +42,7 @@ class FakeHub:
             def _json(self, value: object, status: int = 200) -> None:
                 self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-            def do_GET(self) -> None:  # noqa: N802  (the name that http.server calls)
+            def do_GET(self) -> None:
                 parts = unquote(self.path.split("?")[0]).strip("/").split("/")
                 if "resolve" not in parts:
                     return self._json({"sha": COMMIT, "siblings": []})
@@ -60,7 +60,7 @@ class FakeHub:
 
             do_HEAD = do_GET  # noqa: N815
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 path = unquote(self.path.split("?")[0])
                 if path == "/api/repos/create":

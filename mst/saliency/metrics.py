@@ -21,7 +21,7 @@ def saliency_metrics(
     """Compares a saliency map with a lesion's mask on the same voxel grid.
 
     Args:
-        saliency: float [I, J, K], at least 0.
+        saliency: float [I, J, K], at least 0, over the region that was classified (the quantile is of it).
         mask: bool [I, J, K], True within the lesion.
         spacing: millimetres between voxels along (I, J, K).
         profile: float, one weight for each slice along `slice_axis`; None: the map's maximum in each slice.

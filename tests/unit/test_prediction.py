@@ -153,3 +153,24 @@ def test_an_mri_in_the_chest_ct_study_is_noted(scan: Scan, results: dict) -> Non
     bright = Scan(np.abs(scan.voxels) + 1, scan.affine)
     assert "Hounsfield" in scan_notes(bright, CHEST)[0]
     assert "do not trust" in prediction_record(bright, CHEST, results)["scan"]["notes"][-1]
+
+
+@pytest.mark.parametrize("task", ["breast-mri", "knee-mri"])
+def test_the_other_studies_run_once_they_have_checkpoints(
+    task: str, small_mst, small_resnet, tmp_path: Path, monkeypatch
+) -> None:
+    study = TASKS[task]
+    for name, model in (("mst", small_mst), ("resnet", small_resnet)):
+        model._hub_mixin_config.update(task=task, classes=list(study.classes), grid={"shape": [32, 24, 24]})
+        save_model(model, tmp_path / f"{task}-{name}")
+    monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
+    scan = example_scan("breast" if task == "breast-mri" else "knee")
+    results = mst.predict(scan, task, side=study.sides[0] if study.sides else None)
+    assert set(results) == {"mst", "resnet"}
+    for result in results.values():
+        assert set(result.probabilities) == set(study.classes)
+        assert result.saliency.shape == scan.shape
+        assert result.saliency.max() > 0
+    if task == "breast-mri":
+        left = np.argwhere(results["resnet"].saliency > 0)
+        assert scan.voxel_to_world(left.mean(axis=0))[0] < scan.center[0]

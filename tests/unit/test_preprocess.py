@@ -85,7 +85,9 @@ def test_axial_slices_show_right_on_the_left_and_front_on_top() -> None:
     scan = _scan((64, 64, 32), (1, 1, 1))
     voxels = np.full(scan.shape, -1000, np.float32)
     voxels[52:56, 48:52, 20:22] = 1000  # to the patient's right, front, towards the head
-    given = prepare(Scan(voxels, scan.affine), CHEST, scan.center, {"shape": [32, 64, 64], "spacing_mm": [1, 1, 1]})
+    given = prepare(
+        Scan(voxels, scan.affine), CHEST, scan.center, {"shape": [32, 64, 64], "spacing_mm": [1, 1, 1]}
+    )
     depth, row, column = (given.volume[0, 0] == 1).nonzero().float().mean(0).tolist()
     assert depth > 16
     assert row < 32
@@ -94,7 +96,9 @@ def test_axial_slices_show_right_on_the_left_and_front_on_top() -> None:
 
 def test_chest_values_are_clamped_to_minus_one_and_one() -> None:
     voxels = np.linspace(-3000, 3000, 40**3, dtype=np.float32).reshape(40, 40, 40)
-    given = prepare(Scan(voxels, np.eye(4)), CHEST, (19.5, 19.5, 19.5), {"shape": [40, 40, 40], "spacing_mm": [1, 1, 1]})
+    given = prepare(
+        Scan(voxels, np.eye(4)), CHEST, (19.5, 19.5, 19.5), {"shape": [40, 40, 40], "spacing_mm": [1, 1, 1]}
+    )
     volume = given.volume[0, 0].flip(1, 2).permute(2, 1, 0)
     assert torch.allclose(volume, torch.from_numpy(np.clip(voxels, -1000, 1000) / 1000), atol=1e-5)
 
@@ -155,13 +159,17 @@ def test_a_coarser_grid_averages_instead_of_skipping() -> None:
     voxels[::2] = 1000
     voxels[1::2] = -1000
     voxels += np.linspace(-50, 50, 64, dtype=np.float32)
-    given = prepare(Scan(voxels, np.eye(4)), CHEST, (31.5,) * 3, {"shape": [8, 8, 8], "spacing_mm": [4, 4, 4]})
+    given = prepare(
+        Scan(voxels, np.eye(4)), CHEST, (31.5,) * 3, {"shape": [8, 8, 8], "spacing_mm": [4, 4, 4]}
+    )
     assert given.volume.abs().max() < 0.1
 
 
 def test_a_region_over_the_edge_is_air() -> None:
     voxels = np.random.default_rng(0).normal(0, 100, (40, 40, 40)).astype(np.float32)
-    given = prepare(Scan(voxels, np.eye(4)), CHEST, (0, 20, 20), {"shape": [32, 32, 32], "spacing_mm": [1, 1, 1]})
+    given = prepare(
+        Scan(voxels, np.eye(4)), CHEST, (0, 20, 20), {"shape": [32, 32, 32], "spacing_mm": [1, 1, 1]}
+    )
     assert (given.volume[0, 0, :, :, 17:] == -1).all()
 
 

@@ -20,7 +20,9 @@ def _plain_attention(model: SliceTransformer, volume: torch.Tensor) -> tuple[tor
     out = model.encoder(pixel_values=volume.reshape(batch * depth, 1, height, width), output_attentions=True)
     model.encoder.set_attn_implementation("sdpa")
     patches = out.attentions[-1][:, :, 0, 1:].reshape(batch, depth, -1, (height // 6) * (width // 6))
-    tokens = torch.cat([model.cls_token.expand(batch, -1, -1), out.pooler_output.reshape(batch, depth, -1)], 1)
+    tokens = torch.cat(
+        [model.cls_token.expand(batch, -1, -1), out.pooler_output.reshape(batch, depth, -1)], 1
+    )
     layer = model.slice_fusion.layers[0]
     normed = layer.norm1(tokens)
     _, weights = layer.self_attn(normed, normed, normed, need_weights=True, average_attn_weights=False)
@@ -65,7 +67,9 @@ def test_padding_gets_no_saliency_and_changes_nothing(small_mst: SliceTransforme
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++"])
 @pytest.mark.parametrize("target", [None, 0, 1])
-def test_gradcam_equals_full_back_propagation(small_resnet: ResNet3D, method: str, target: int | None) -> None:
+def test_gradcam_equals_full_back_propagation(
+    small_resnet: ResNet3D, method: str, target: int | None
+) -> None:
     out = explain(small_resnet, VOLUME, method=method, target=target)
     kept = {}
     hook = small_resnet.model.layer4.register_forward_hook(
