@@ -105,6 +105,7 @@ def results_payload(
         layers,
         plane=task.plane,
         window=(window.low, window.high),
+        windows=[(w.name, w.low, w.high) for w in task.windows] if window in task.windows else (),
         unit=task.unit,
         bounds=bounds,
         title=scan.name,

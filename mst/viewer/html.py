@@ -1,0 +1,147 @@
+"""HTML of the viewers, the locator and the offline report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly
+
+from mst.scan import Scan
+from mst.viewer.payload import locator_payload
+
+HERE = Path(__file__).resolve().parent
+MODEL_NAMES = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
+DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
+
+
+def head_html(plotly_url: str | None = None) -> str:
+    """Tags for a page's head: our styles and script, and where Plotly's script is.
+
+    Args:
+        plotly_url: loaded when a viewer first needs it; None: the script is put into the page whole.
+    """
+    style = (HERE / "viewer.css").read_text(encoding="utf-8")
+    script = (HERE / "viewer.js").read_text(encoding="utf-8")
+    if plotly_url is None:
+        library = f"<script>{_plotly_script()}</script>"
+    else:
+        library = f"<script>window.MST_PLOTLY_URL = {_json(plotly_url)};</script>"
+    return f"<style>{style}</style>{library}<script>{script}</script>"
+
+
+def viewer_html(payload: Mapping[str, Any]) -> str:
+    """The viewers' root element with its data inside; the script finds and starts it wherever it appears."""
+    return (
+        f'<section class="mst-viewer" data-testid="viewer" data-ready="false" data-slice="" '
+        f'data-plane="{escape(str(payload["plane"]))}" tabindex="0" aria-label="Linked viewers of the scan">'
+        f'<p class="mstv-loading" role="status">Drawing the slices …</p>{_data(payload)}</section>'
+    )
+
+
+def locator_html(
+    scan: Scan,
+    *,
+    window: tuple[float, float],
+    unit: str,
+    center: Sequence[float] | None,
+    box_mm: Sequence[float] | None,
+) -> str:
+    """The whole scan in three planes; a click sets the spot and sends an "mst-center" event.
+
+    Args:
+        scan: canonical.
+        window, unit, center, box_mm: as for `locator_payload`.
+    """
+    payload = locator_payload(scan, window=window, unit=unit, center=center, box_mm=box_mm)
+    return (
+        '<section class="mst-locator" data-testid="locator" data-ready="false" '
+        f'aria-label="The scan in three planes">{_data(payload)}</section>'
+    )
+
+
+def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, title: str) -> str:
+    """One self-contained file: what the models said, the viewers and the disclaimer; opens offline.
+
+    Args:
+        prediction: the content of prediction.json.
+        payload: of `viewer_payload`.
+        title: of the page.
+    """
+    scan = prediction["scan"]
+    facts = [
+        ("Scan", str(scan.get("name", ""))),
+        ("Voxels", " × ".join(str(n) for n in scan["shape"])),
+        ("Spacing", " × ".join(f"{s:g}" for s in scan["spacing_mm"]) + " mm"),
+        ("Study", str(prediction["task"])),
+        ("Region", str(prediction.get("region", {}).get("text", ""))),
+    ]
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts if v)
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in scan.get("notes", []))
+    models = "".join(_model(name, entry) for name, entry in prediction["models"].items())
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+{head_html(None)}
+</head>
+<body class="mst-report">
+<header><h1>{escape(title)}</h1><p class="mstr-disclaimer">{escape(DISCLAIMER)}</p></header>
+<dl>{rows}<dt>Date</dt><dd>{date.today().isoformat()}</dd></dl>
+{f'<ul class="mstr-notes">{notes}</ul>' if notes else ""}
+<div class="mstr-models">{models}</div>
+{viewer_html(payload)}
+</body>
+</html>
+"""
+
+
+def _model(name: str, entry: Mapping[str, Any]) -> str:
+    bars = "".join(
+        f"<div class='mstr-bar'><span>{escape(label)}</span><i><b style='width:{100 * p:.1f}%'></b></i>"
+        f"<em>{100 * p:.1f}%</em></div>"
+        for label, p in entry["probabilities"].items()
+    )
+    auc = entry.get("validation_auc")
+    measured = f"measured AUC {auc:.2f}" if isinstance(auc, int | float) else "no measured AUC"
+    protocol = f" ({entry['validation_protocol']})" if entry.get("validation_protocol") else ""
+    metrics = ""
+    if entry.get("metrics"):
+        items = "".join(
+            f"<li>{escape(key.replace('_', ' '))}: {escape(_figure(value))}</li>"
+            for key, value in entry["metrics"].items()
+        )
+        metrics = f"<p>Against the lesion mask:</p><ul>{items}</ul>"
+    return (
+        f"<article><h2>{escape(MODEL_NAMES.get(name, name))}</h2>{bars}"
+        f"<p>Checkpoint {escape(str(entry['checkpoint']))}, {measured}{escape(protocol)}; "
+        f"{escape(str(entry.get('method', '')))} in {entry['seconds']:.2f} s</p>{metrics}</article>"
+    )
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _data(payload: Mapping[str, Any]) -> str:
+    return f'<script type="application/json">{_json(payload)}</script>'
+
+
+def _json(value: Any) -> str:
+    # "</script>" in a scan's name must not end the element.
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+@cache
+def _plotly_script() -> str:
+    path = Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js"
+    return path.read_text(encoding="utf-8").replace("</script>", "<\\/script>")
