@@ -450,17 +450,17 @@
           `${SHORT[l.key] || l.key}: above half of its maximum`)));
       this.solid.append(keys, plot);
       const coarse = this.coarsen(34);
-      const trace = (values, low, high, color, opacity, name) => ({
-        type: "isosurface", x: coarse.x, y: coarse.y, z: coarse.z, value: values, isomin: low, isomax: high,
+      const trace = (values, level, color, opacity, name) => ({
+        type: "isosurface", x: coarse.x, y: coarse.y, z: coarse.z, value: values, isomin: level, isomax: level,
         surface: { count: 1 }, caps: { x: { show: false }, y: { show: false }, z: { show: false } },
         colorscale: [[0, color], [1, color]], showscale: false, opacity, name, hoverinfo: "name", showlegend: false,
         lighting: { ambient: 0.55, diffuse: 0.7, specular: 0.15 },
       });
       const [low, high] = this.data.window;
       const level = this.data.unit === "HU" ? -350 : low + 0.35 * (high - low);
-      const shades = [trace(coarse.scan, level, 1e6, "#9aa3b2", 0.16, "scan")];
+      const shades = [trace(coarse.scan, level, "#9aa3b2", 0.16, "scan")];
       this.layers.forEach((layer, i) =>
-        shades.push(trace(coarse.layers[i], 0.5, 1e6, MODEL_COLORS[layer.key] || "#fff", 0.5, SHORT[layer.key] || layer.key)));
+        shades.push(trace(coarse.layers[i], 0.5, MODEL_COLORS[layer.key] || "#fff", 0.5, SHORT[layer.key] || layer.key)));
       const { muted } = theme(this.root);
       this.planeTrace = shades.length;
       shades.push({ type: "scatter3d", mode: "lines", ...this.planeLines(), line: { color: "#4c8dff", width: 4 }, hoverinfo: "skip", showlegend: false });

@@ -1,0 +1,92 @@
+"""The example scans of the dashboard, all simulated by this project."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from mst.data.simulator import Nodule, simulate_breast_mri, simulate_chest_ct, simulate_knee_mri
+from mst.scan import Scan
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example.
+
+    Attributes:
+        key: its name in files.
+        title: what a button says.
+        task: the study it belongs to.
+        make: gives the scan and the lesion's mask.
+    """
+
+    key: str
+    title: str
+    task: str
+    make: Callable[[], tuple[Scan, np.ndarray]]
+
+
+EXAMPLES: tuple[Example, ...] = (
+    Example("chest-round", "Smooth round nodule, 9 mm", "chest-ct", lambda: simulate_chest_ct(3, Nodule(9))),
+    Example(
+        "chest-spiculated",
+        "Spiculated nodule, 21 mm",
+        "chest-ct",
+        lambda: simulate_chest_ct(5, Nodule(21, lobulation=0.7, spiculation=0.9)),
+    ),
+    Example(
+        "chest-pleural",
+        "Lobulated nodule near the pleura, 16 mm",
+        "chest-ct",
+        lambda: simulate_chest_ct(11, Nodule(16, lobulation=0.9, spiculation=0.25, pleural=True)),
+    ),
+    Example(
+        "chest-ground-glass",
+        "Ground-glass nodule, 15 mm",
+        "chest-ct",
+        lambda: simulate_chest_ct(8, Nodule(15, lobulation=0.5, texture=0.15)),
+    ),
+    Example(
+        "breast", "Both breasts, enhancing mass on the left", "breast-mri", lambda: simulate_breast_mri(2)
+    ),
+    Example("knee", "Left knee, sagittal", "knee-mri", lambda: simulate_knee_mri(4)),
+)
+
+
+@lru_cache(maxsize=2)
+def example_with_mask(key: str) -> tuple[Scan, np.ndarray]:
+    """An example and its lesion's mask (bool, on the scan's grid).
+
+    Raises:
+        KeyError: there is no example of that name.
+    """
+    return {example.key: example for example in EXAMPLES}[key].make()
+
+
+def example_scan(key: str) -> Scan:
+    """An example as a scan."""
+    return example_with_mask(key)[0]
+
+
+def example_file(key: str, folder: Path) -> Path:
+    """An example as a NIfTI file in a folder, made once; the same bytes each time."""
+    path = folder / f"simulated-{key}.nii.gz"
+    if not path.exists():
+        scan = example_scan(key)
+        # Whole numbers of 16 bits: an eighth of the size, and nothing is lost.
+        image = nib.Nifti1Image(scan.voxels.astype(np.int16), scan.affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(scan.affine, code="scanner")
+        image.set_qform(scan.affine, code="scanner")
+        handle, partial = tempfile.mkstemp(suffix=".nii.gz", dir=folder)
+        os.close(handle)
+        nib.save(image, partial)
+        Path(partial).replace(path)  # whole or not at all: two visitors may ask at once
+    return path
