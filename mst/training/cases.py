@@ -1,0 +1,139 @@
+"""Cases in memory, and which of them are kept from training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
+
+from mst.data import Case, ManifestError
+from mst.preprocess import AXES, ModelInput, Region, locate, mask_centroid, prepare
+from mst.scan import Scan, read_scan
+from mst.tasks import Plane, Task
+
+
+class LoadedCase:
+    """A case's scan and mask in memory, and its samples for a grid.
+
+    Args:
+        case: the manifest's row; its files are read at once.
+        task: the study.
+
+    Attributes:
+        scan: canonical.
+        mask: bool, the scan's shape; None where the manifest names none.
+        center: RAS millimetres; the mask's centre of mass, else the scan's middle.
+        diameter_mm: of the sphere with the mask's volume; None without a mask.
+    """
+
+    def __init__(self, case: Case, task: Task) -> None:
+        self.case = case
+        self.task = task
+        self.scan: Scan = read_scan(case.image).canonical()
+        self.mask: np.ndarray | None = None
+        self.center = self.scan.center
+        self._volumes: dict[tuple[Plane, tuple[float, ...]], Tensor] = {}
+        self._masks: dict[Plane, Tensor] = {}
+        if case.mask is not None:
+            mask = read_scan(case.mask).canonical()
+            if mask.shape != self.scan.shape:
+                raise ManifestError(
+                    f"{case.source}: the mask has {mask.shape} voxels and the image {self.scan.shape}."
+                )
+            self.mask = mask.voxels > 0.5
+            if not self.mask.any():
+                raise ManifestError(f"{case.source}: the mask is empty.")
+            self.center = mask_centroid(self.mask, self.scan)
+
+    @cached_property
+    def diameter_mm(self) -> float | None:
+        if self.mask is None:
+            return None
+        volume = float(self.mask.sum()) * float(np.prod(self.scan.spacing))
+        return float((6 * volume / np.pi) ** (1 / 3))
+
+    @property
+    def target(self) -> float:
+        """The probability of the last class to train on: (malignancy - 1) / 4 where rated, else the label."""
+        rating = self.case.ratings.get("malignancy")
+        if rating is not None:
+            return (rating - 1) / 4
+        if self.case.label not in self.task.classes:
+            return 0.5
+        return self.task.classes.index(self.case.label) / (len(self.task.classes) - 1)
+
+    def prepare(self, grid: dict, offset_mm: Sequence[float] = (0.0, 0.0, 0.0)) -> ModelInput:
+        """The model's input without any augmentation, through the path that the dashboard takes."""
+        return prepare(self.scan, self.task, self.center + np.asarray(offset_mm), grid)
+
+    def region(self, plane: Plane, grid: dict) -> Region:
+        """Where the grid lies when it is centred on the case and its slices run along a plane."""
+        return locate(self.scan, plane, self.task.grid.override(grid), self.center)
+
+    def volume(self, region: Region) -> Tensor:
+        """The whole scan along the region's axes, float32 [N0, N1, N2], smoothed as `mst.preprocess.sample` does.
+
+        It is kept: smoothing is the slow part of cutting out a sample.
+        """
+        steps = tuple(abs(float(p[1] - p[0])) if len(p) > 1 else 1.0 for p in region.positions)
+        key = (region.plane, steps)
+        if key not in self._volumes:
+            values = self.scan.voxels.transpose([axis for axis, _ in AXES[region.plane]]).astype(np.float32)
+            for dimension, step in enumerate(steps):
+                if step > 1:
+                    sigma = np.sqrt((step**2 - 1) / (8 * np.log(2)))
+                    values = gaussian_filter1d(values, sigma, axis=dimension, mode="nearest")
+            self._volumes[key] = torch.from_numpy(np.ascontiguousarray(values))
+        return self._volumes[key]
+
+    def mask_volume(self, plane: Plane) -> Tensor:
+        """The mask along a plane's axes, float32 [N0, N1, N2]; zero where the case has none."""
+        if plane not in self._masks:
+            mask = np.zeros(self.scan.shape, bool) if self.mask is None else self.mask
+            values = mask.transpose([axis for axis, _ in AXES[plane]]).astype(np.float32)
+            self._masks[plane] = torch.from_numpy(np.ascontiguousarray(values))
+        return self._masks[plane]
+
+
+def load_cases(cases: Sequence[Case], task: Task) -> list[LoadedCase]:
+    """Reads all cases into memory (the crops of 51^3 voxels take half a megabyte each).
+
+    Raises:
+        ManifestError: a file that cannot be read, or a mask that does not fit; the message names the row.
+    """
+    loaded = []
+    for case in cases:
+        try:
+            loaded.append(LoadedCase(case, task))
+        except ManifestError:
+            raise
+        except (OSError, ValueError) as error:
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ManifestError(f"{case.source}: {case.image.name} cannot be read ({text}).") from error
+    return loaded
+
+
+def split(cases: Sequence[Case], folds: int, fold: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of a fold's training and validation cases: stratified by label, whole patients.
+
+    The same cases, folds and seed give the same split, in whichever order the manifest lists them.
+
+    Raises:
+        ManifestError: fewer patients of a class than folds.
+    """
+    order = sorted(range(len(cases)), key=lambda index: cases[index].name)
+    labels = np.array([cases[index].label for index in order])
+    patients = np.array([cases[index].patient for index in order])
+    for label in sorted(set(labels)):
+        if (count := len(set(patients[labels == label]))) < folds:
+            raise ManifestError(f"{folds} folds need as many patients of each label; {label} has {count}.")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    training, validation = list(splitter.split(labels, labels, patients))[fold]
+    if set(patients[training]) & set(patients[validation]):
+        raise ManifestError("A patient is on both sides of the split.")
+    return sorted(order[i] for i in training), sorted(order[i] for i in validation)

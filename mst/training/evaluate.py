@@ -1,0 +1,135 @@
+"""Predictions for cases that were kept from training, and what is reported of them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from mst.models.base import ScanClassifier
+from mst.preprocess import AXES
+from mst.saliency import explain
+from mst.saliency.metrics import saliency_metrics
+from mst.training.cases import LoadedCase
+
+OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
+COLUMNS = ("case", "label", "probability", "diameter_mm", "probability_off", "pointing_off", "top_slice_off")
+
+
+@torch.no_grad()
+def predict_cases(model: ScanClassifier, cases: Sequence[LoadedCase], seed: int = 0) -> list[dict[str, Any]]:
+    """One row a case, with the columns `COLUMNS`.
+
+    `probability` is of the last class with the region centred on the lesion. The columns ending in "_off" come
+    from one region whose centre is up to 10 mm off along each axis: `pointing_off` says whether the saliency's
+    maximum lies within 2 mm of the mask, `top_slice_off` whether the slice with the most saliency meets it.
+    """
+    rows = []
+    model = model.eval()
+    for case in cases:
+        # The offset depends on the case's name, not on its place in the list.
+        rng = np.random.default_rng([seed, *case.case.name.encode()])
+        centred = case.prepare(model.grid)
+        logits = model(centred.volume, centred.padding_mask)
+        row: dict[str, Any] = {
+            "case": case.case.name,
+            "label": case.case.label,
+            "probability": _probability(model, logits),
+            "diameter_mm": "" if case.diameter_mm is None else round(case.diameter_mm, 2),
+        }
+        shifted = case.prepare(model.grid, rng.uniform(-OFFSET_MM, OFFSET_MM, 3))
+        with torch.enable_grad():
+            seen = explain(model, shifted.volume, padding_mask=shifted.padding_mask)
+        row["probability_off"] = _probability(model, seen.logits)
+        if case.mask is not None:
+            region = shifted.region
+            metrics = saliency_metrics(
+                region.to_scan(seen.saliency[0, 0].numpy()),
+                case.mask,
+                case.scan.spacing,
+                None if seen.slice_weights is None else region.profile(seen.slice_weights[0].numpy()),
+                AXES[region.plane][0][0],
+            )
+            row["pointing_off"] = int(metrics["pointing_game"])
+            row["top_slice_off"] = int(metrics["top_slice_in_lesion"])
+        rows.append(row)
+    return rows
+
+
+def _probability(model: ScanClassifier, logits: torch.Tensor) -> float:
+    return round(float((logits / model.temperature).softmax(dim=1)[0, -1]), 6)
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes predictions as CSV, whole or not at all."""
+    staging = path.with_suffix(".writing")
+    with staging.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    staging.replace(path)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Reads what `write_rows` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Figures of the held-out predictions of one or more folds.
+
+    The AUC separates the last class from the first; cases of no class (indeterminate) do not count in it. It is
+    pooled over the folds, with a 95% bootstrap interval over cases, and given for each fold as well.
+    """
+    rows = [row for fold in folds for row in fold]
+    labelled = [row for row in rows if row["label"] in (classes[0], classes[-1])]
+    truth, scores = _column(labelled, "probability", classes)
+    low, high = bootstrap_auc(truth, scores, seed=seed)
+    each = []
+    for fold in folds:
+        fold_truth, fold_scores = _column(
+            [row for row in fold if row["label"] in (classes[0], classes[-1])], "probability", classes
+        )
+        each.append(round(float(roc_auc_score(fold_truth, fold_scores)), 4))
+    found: dict[str, Any] = {
+        "auc": round(float(roc_auc_score(truth, scores)), 4),
+        "auc_ci95": [round(low, 4), round(high, 4)],
+        "auc_folds": each,
+        "auc_folds_mean": round(float(np.mean(each)), 4),
+        "auc_folds_sd": round(float(np.std(each, ddof=1)), 4) if len(each) > 1 else None,
+        "auc_off_centre": round(float(roc_auc_score(*_column(labelled, "probability_off", classes))), 4),
+        f"n_{classes[0]}": int((~truth).sum()),
+        f"n_{classes[-1]}": int(truth.sum()),
+    }
+    for name in ("pointing_off", "top_slice_off"):
+        hits = [int(row[name]) for row in rows if str(row.get(name, "")) != ""]
+        if hits:
+            found[f"{name}_centre"] = round(float(np.mean(hits)), 4)
+    sized = [row for row in labelled if str(row["diameter_mm"]) != ""]
+    if len(sized) == len(labelled):
+        found["baseline_diameter_auc"] = round(float(roc_auc_score(*_column(labelled, "diameter_mm", classes))), 4)
+    return found
+
+
+def bootstrap_auc(truth: np.ndarray, scores: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 2.5 and 97.5 percentiles of the AUC over bootstrap samples, drawn within each class."""
+    rng = np.random.default_rng(seed)
+    positive, negative = scores[truth], scores[~truth]
+    values = []
+    for _ in range(draws):
+        p = rng.choice(positive, len(positive))[:, None]
+        n = rng.choice(negative, len(negative))[None]
+        values.append(((p > n) + 0.5 * (p == n)).mean())
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    truth = np.array([row["label"] == classes[-1] for row in rows])
+    return truth, np.array([float(row[name]) for row in rows])

@@ -1,0 +1,292 @@
+"""From a config to a trained checkpoint: folds, pre-training, training, figures, card.
+
+A run lies in runs/<name>/<part>/, the part being "all" (every case) or "fold-0" to "fold-4" (all cases but that
+fold's). The whole procedure, pre-training included, is repeated for each fold, so that what a fold's model is
+tested on was seen by no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
+
+from mst.data import Case, read_manifest
+from mst.models.base import ScanClassifier
+from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
+from mst.models.slice_transformer import SliceTransformer
+from mst.tasks import get_task
+from mst.training.augment import Augmentation
+from mst.training.card import write_card
+from mst.training.cases import LoadedCase, load_cases, split
+from mst.training.datasets import SliceDraws, VolumeDraws
+from mst.training.evaluate import predict_cases, read_rows, summarise, write_rows
+from mst.training.pretrain import DensePretraining
+from mst.training.trainer import fit
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
+ALL = "all"
+Config = dict[str, Any]
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; the message says what to do."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML config, its pre-training config included, and applies `key=value` overrides.
+
+    Args:
+        path: a file; "all" is configs/chest-ct.yaml.
+        overrides: such as "training.steps=100" or "pretraining.training.steps=50"; values are YAML.
+
+    Raises:
+        TrainingError: no such file, or an override that is not key=value or names no setting.
+    """
+    path = CONFIGS / "chest-ct.yaml" if str(path) == "all" else Path(path)
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"There is no config {path}.") from error
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict) or "name" not in config or "kind" not in config:
+        raise TrainingError(f"{path} is not a training config: it needs a name and a kind.")
+    config["file"] = path.name
+    if isinstance(config.get("pretraining"), str):
+        config["pretraining"] = load_config(path.parent / config["pretraining"])
+    if config["kind"] == "study":
+        config["steps"] = [load_config(path.parent / name) for name in config["steps"]]
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        *parents, last = key.split(".")
+        section = config
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None  # type: ignore[assignment]
+        if not separator or not isinstance(section, dict):
+            raise TrainingError(f"{override!r} is no setting; write key=value, such as training.steps=100.")
+        section[last] = yaml.safe_load(value)
+    return config
+
+
+class Study:
+    """The cases, and where runs are kept.
+
+    Args:
+        data: a manifest or its folder.
+        config: any config of the study; its `task`, `folds` and `seed` are used.
+        runs: the folder for runs.
+    """
+
+    def __init__(self, data: str | Path, config: Config, runs: str | Path) -> None:
+        self.task = get_task(config["task"])
+        self.cases = read_manifest(data, self.task.classes)
+        self.manifest = Path(data).name
+        self.runs = Path(runs)
+        self.folds, self.seed = int(config.get("folds", 5)), int(config.get("seed", 0))
+        self._loaded: dict[str, LoadedCase] = {}
+
+    def part_cases(self, part: str) -> tuple[list[LoadedCase], list[LoadedCase]]:
+        """Training and held-out cases of "all" or "fold-k"."""
+        if part == ALL:
+            return self._load(self.cases), []
+        training, validation = split(self.cases, self.folds, int(part.removeprefix("fold-")), self.seed)
+        return self._load([self.cases[i] for i in training]), self._load([self.cases[i] for i in validation])
+
+    def _load(self, cases: list[Case]) -> list[LoadedCase]:
+        new = [case for case in cases if case.name not in self._loaded]
+        self._loaded.update(zip([case.name for case in new], load_cases(new, self.task), strict=True))
+        return [self._loaded[case.name] for case in cases]
+
+    def folder(self, config: Config, part: str) -> tuple[Path, bool]:
+        """A run's folder, and whether it is done already.
+
+        Raises:
+            TrainingError: the folder holds a run with other settings or other cases.
+        """
+        folder = self.runs / config["name"] / part
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = folder / "settings.json"
+        names = [case.case.name for case in self.part_cases(part)[0]]
+        wanted = {"config": _relevant(config), "cases": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+        if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")) != wanted:
+            raise TrainingError(
+                f"{config['name']}/{part} was begun with other settings or cases. Delete that folder in "
+                f"{self.runs.name}/, or name this run otherwise (name=...)."
+            )
+        _write_json(wanted, settings)
+        return folder, (folder / DONE).is_file()
+
+
+def run(
+    config: Config,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    runs: str | Path = "runs",
+    parts: Sequence[str] | None = None,
+    command: str = "",
+) -> None:
+    """Trains what a config says.
+
+    Args:
+        data: a manifest or its folder; None takes the config's.
+        out: the folder for the checkpoint (of a study, the folder for all of them); None: checkpoints/<name>.
+        parts: "all" and "fold-0", ...; None: the folds, where the config says `cross_validate: true`, then
+            "all". A checkpoint is written by "all" alone.
+        command: how it was started, for metrics.json.
+    """
+    study = Study(data or config["data"], config, runs)
+    if config["kind"] == "study":
+        steps, base = config["steps"], Path(out) if out else Path("checkpoints")
+        cross_validate = config.get("cross_validate", False)
+    else:
+        steps, base = [config], None
+        cross_validate = config.get("cross_validate", False)
+    if parts is None:
+        parts = [*(f"fold-{k}" for k in range(study.folds) if cross_validate), ALL]
+    for part in parts:
+        for step in steps:
+            if step["kind"] == "encoder":
+                train_encoder(study, step, part)
+                continue
+            model = train_classifier(study, step, part)
+            if part == ALL:
+                target = base / step["name"] if base else Path(out or Path("checkpoints") / step["name"])
+                publish(study, step, model, target, command)
+
+
+def train_encoder(study: Study, config: Config, part: str) -> Path:
+    """Pre-trains the 2D encoder on a part's training cases; returns the file of its weights."""
+    folder, done = study.folder(config, part)
+    if done:
+        return folder / ENCODER
+    print(f"{config['name']} {part}", flush=True)
+    training, seed = config["training"], int(config.get("seed", 0))
+    ratings = config.get("ratings", {})
+    set_seed(seed)
+    model = DensePretraining(config["encoder"], len(ratings) + 1, config.get("patch_weight", 4.0))
+    samples = SliceDraws(
+        study.part_cases(part)[0],
+        config["grid"],
+        Augmentation.from_config(config.get("augment")),
+        training["steps"] * training["batch"],
+        patch=config["encoder"]["patch_size"],
+        slices=config.get("slices", 8),
+        ratings=ratings,
+        seed=seed,
+        balanced=config.get("balanced", True),
+    )
+    log = fit(model, samples, folder, training, seed)
+    staging = folder / (ENCODER + ".writing")
+    save_file({key: value.contiguous() for key, value in model.encoder.state_dict().items()}, staging)
+    staging.replace(folder / ENCODER)
+    _write_json({"log": log}, folder / DONE)
+    return folder / ENCODER
+
+
+def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
+    """Trains a classifier on a part's training cases, and predicts the held-out ones into predictions.csv."""
+    encoder = train_encoder(study, config["pretraining"], part) if config.get("pretraining") else None
+    folder, done = study.folder(config, part)
+    if done:
+        return load_model(folder / "model")
+    print(f"{config['name']} {part}", flush=True)
+    cases, held_out = study.part_cases(part)
+    training, seed = config["training"], int(config.get("seed", 0))
+    set_seed(seed)
+    model = build_model(config, study)
+    if encoder is not None:
+        assert isinstance(model, SliceTransformer)
+        model.encoder.load_state_dict(load_file(encoder))
+    samples = VolumeDraws(
+        cases,
+        model.grid,
+        Augmentation.from_config(config.get("augment")),
+        training["steps"] * training["batch"],
+        seed=seed,
+        balanced=config.get("balanced", True),
+        keep_slices=config.get("keep_slices"),
+    )
+    log = fit(model, samples, folder, training, seed)
+    model = model.cpu().eval()
+    save_model(model, folder / "model")
+    if held_out:
+        rows = predict_cases(model, held_out)
+        write_rows(rows, folder / PREDICTIONS)
+        print(json.dumps(summarise([rows], study.task.classes)), flush=True)
+    _write_json({"log": log}, folder / DONE)
+    return model
+
+
+def build_model(config: Config, study: Study) -> ScanClassifier:
+    """The untrained model of a classifier's config; an MST takes its encoder's shape from the pre-training."""
+    settings = dict(config["model"])
+    if config.get("pretraining"):
+        settings["encoder"] = config["pretraining"]["encoder"]
+    try:
+        return ARCHITECTURES[settings["architecture"]](
+            task=study.task.key, classes=list(study.task.classes), **settings
+        )
+    except (KeyError, TypeError) as error:
+        raise TrainingError(f"{config['file']}: the model's settings do not fit ({error}).") from error
+
+
+def publish(study: Study, config: Config, model: ScanClassifier, folder: Path, command: str) -> dict[str, Any]:
+    """Writes a checkpoint: the model trained on all cases, the folds' figures and the card.
+
+    Without all folds there is no figure for it: the cases it was trained on cannot test it.
+    """
+    files = [study.runs / config["name"] / f"fold-{k}" / PREDICTIONS for k in range(study.folds)]
+    labels = [case.label for case in study.cases]
+    metrics: dict[str, Any] = {
+        "auc": None,
+        "protocol": "not evaluated: trained on all cases, and no cross-validation was run",
+    }
+    if all(file.is_file() for file in files):
+        for k in range(study.folds):
+            study.folder(config, f"fold-{k}")  # the folds must come from these very settings and cases
+        metrics = summarise([read_rows(file) for file in files], study.task.classes)
+        metrics["protocol"] = (
+            f"{study.folds}-fold cross-validation by patient, pooled over held-out cases; the whole procedure is "
+            "repeated in each fold with a fixed schedule. The shipped weights were trained on all cases in the "
+            "same way, so the figure is of the procedure, not of these very weights."
+        )
+    metrics |= {
+        "n_trained_on": len(labels),
+        "labels_trained_on": {label: labels.count(label) for label in sorted(set(labels))},
+        "dataset": config.get("dataset", study.manifest),
+        "command": command,
+        "date": date.today().isoformat(),
+    }
+    save_model(model, folder)
+    _write_json(metrics, folder / METRICS)
+    write_card(model, config, metrics, folder)
+    print(f"{config['name']}: AUC {metrics['auc']} ({metrics['protocol'].split(',')[0]})", flush=True)
+    return metrics
+
+
+def _relevant(config: Config) -> Config:
+    """The settings that decide what is learnt: not where the data lie, nor how often is saved."""
+    idle = {"data", "file", "dataset", "cross_validate", "card"}
+    kept = {key: value for key, value in config.items() if key not in idle}
+    if kept.get("pretraining"):
+        kept["pretraining"] = _relevant(kept["pretraining"])
+    if "training" in kept:
+        kept["training"] = {k: v for k, v in kept["training"].items() if k not in ("save_every", "log_every")}
+    return json.loads(json.dumps(kept))
+
+
+def _write_json(value: Any, path: Path) -> None:
+    staging = path.with_name(path.name + ".writing")
+    staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staging.replace(path)
+
+
