@@ -25,6 +25,7 @@ DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for
 # A model's short name in results -> its architecture.
 MODELS = {"mst": "slice-transformer", "resnet": "resnet3d"}
 LABELS = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
+SHORT_LABELS = {"mst": "MST", "resnet": "3D ResNet"}
 METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 ChosenBy = Literal["given", "mask", "side", "scan centre"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, Prediction
+from mst.prediction import DISCLAIMER, METHOD_LABELS, SHORT_LABELS, Prediction
 from mst.scan import Scan, write_nifti
 from mst.tasks import Task, Window
 from mst.viewer import Layer, report_html, viewer_payload
@@ -87,7 +87,7 @@ def results_payload(
     layers = [
         Layer(
             key=name,
-            label=f"{LABELS[name]}: {METHOD_LABELS[result.method]}",
+            label=f"{SHORT_LABELS[name]}: {METHOD_LABELS[result.method]}",
             volume=_on_canonical(result.saliency, scan),
             profile=result.slice_profile,
         )

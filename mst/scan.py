@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk  # noqa: N813  (the name its own documentation uses)
+import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from scipy.ndimage import map_coordinates
 

@@ -27,6 +27,10 @@ FOOTER = """
 </footer>
 """
 
+FORMATS = """
+<p class="mst-formats">NIfTI, NRRD, MetaImage or DICOM: one file, all files of a series, or a zip.</p>
+"""
+
 EMPTY = """
 <section class="mst-empty">
   <ol>

@@ -41,13 +41,14 @@ def build_explore_page() -> None:
                 [(t.title, t.key) for t in tasks], value=tasks[0].key, label="Study", elem_id="task"
             )
             scan = gr.File(
-                label="Scan: NIfTI, NRRD, MetaImage or DICOM (files or a zip)",
+                label="Scan",
                 file_count="multiple",
                 elem_id="scan",
-                height=150,
+                height=140,
             )
+            gr.HTML(cards.FORMATS, padding=False)
             with gr.Group(elem_id="examples"):
-                gr.HTML('<p class="mst-label">Or a simulated example</p>', padding=True)
+                gr.HTML('<p class="mst-label">Or open a simulated example</p>', padding=False)
                 examples = [
                     (e, gr.Button(e.title, size="sm", visible=e.task == tasks[0].key)) for e in EXAMPLES
                 ]
@@ -68,9 +69,9 @@ def build_explore_page() -> None:
                     file_count="multiple",
                     elem_id="pre",
                     visible=False,
-                    height=110,
+                    height=130,
                 )
-                mask = gr.File(label="Lesion mask (optional)", elem_id="mask", height=110)
+                mask = gr.File(label="Lesion mask (optional)", elem_id="mask", height=130)
             with gr.Accordion("Models", open=False):
                 choices = {
                     name: gr.Dropdown(
@@ -117,6 +118,7 @@ def build_explore_page() -> None:
         [status, results, downloads, *buttons],
         api_visibility="private",
         show_progress_on=[results],
+        scroll_to_output=True,
     )
     # The files are written once the page already shows the result: a large scan takes seconds to compress.
     made.success(_write_files, None, buttons, api_visibility="private", show_progress="hidden")

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, RandGaussianNoise, RandGaussianSmooth, RandScaleIntensity, RandShiftIntensity
+from monai.transforms import (
+    Compose,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandScaleIntensity,
+    RandShiftIntensity,
+)
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
@@ -57,14 +63,18 @@ class Augmentation:
         """
         known = {f.name for f in fields(cls)}
         if unknown := set(config or {}) - known:
-            raise ValueError(f"augment has no setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"augment has no setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+            )
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in (config or {}).items()})
 
     def intensity(self) -> Compose:
         """The part that changes values, for a volume [1, D, H, W]."""
         return Compose(
             [
-                RandGaussianSmooth(prob=self.smooth, sigma_x=(0.3, 0.9), sigma_y=(0.3, 0.9), sigma_z=(0.1, 0.3)),
+                RandGaussianSmooth(
+                    prob=self.smooth, sigma_x=(0.3, 0.9), sigma_y=(0.3, 0.9), sigma_z=(0.1, 0.3)
+                ),
                 RandScaleIntensity(factors=self.scale, prob=0.5),
                 RandShiftIntensity(offsets=self.shift, prob=0.5),
                 RandGaussianNoise(prob=0.5, std=self.noise),
@@ -165,17 +175,16 @@ def sample_positions(
         step = float(position[1] - position[0]) if len(position) > 1 else 1.0
         count = len(position)
         steps = (np.arange(count) if dimension or slices is None else slices) - (count - 1) / 2
-        offsets.append(torch.from_numpy(steps * abs(step) * spacing[dimension] / zoom * flips[dimension]).float())
+        offsets.append(
+            torch.from_numpy(steps * abs(step) * spacing[dimension] / zoom * flips[dimension]).float()
+        )
         middles.append(float(position[0] + position[-1]) / 2)
         signs.append(1.0 if step > 0 else -1.0)
     depth, rows, columns = torch.meshgrid(*offsets, indexing="ij")
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     moved = (depth, cos * rows - sin * columns, sin * rows + cos * columns)
     return torch.stack(
-        [
-            middles[d] + (signs[d] * moved[d] + float(shift_mm[d])) / spacing[d]
-            for d in range(3)
-        ],
+        [middles[d] + (signs[d] * moved[d] + float(shift_mm[d])) / spacing[d] for d in range(3)],
         dim=-1,
     )
 
@@ -193,7 +202,9 @@ def lookup(volume: Tensor, index: Tensor, mirrored: bool, fill: bool = False) ->
     size = torch.tensor(volume.shape, dtype=torch.float32)
     coordinates = (2 * index / (size - 1).clamp_min(1) - 1).flip(-1)  # grid_sample wants (W, H, D)
     mode = "reflection" if mirrored else "zeros" if fill else "border"
-    values = grid_sample(volume[None, None], coordinates[None], mode="bilinear", padding_mode=mode, align_corners=True)
+    values = grid_sample(
+        volume[None, None], coordinates[None], mode="bilinear", padding_mode=mode, align_corners=True
+    )
     inside = ((index >= -0.5) & (index <= size - 0.5)).all(dim=-1)
     return values[0, 0], torch.ones_like(inside) if mirrored else inside
 

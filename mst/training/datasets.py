@@ -30,13 +30,22 @@ class _Draws(Dataset):
         seed: int,
         balanced: bool,
     ) -> None:
-        self.cases, self.grid, self.augmentation, self.count, self.seed = cases, grid, augmentation, count, seed
+        self.cases, self.grid, self.augmentation, self.count, self.seed = (
+            cases,
+            grid,
+            augmentation,
+            count,
+            seed,
+        )
         self.intensity = augmentation.intensity()
         labels = [case.case.label for case in cases]
         # Each class is drawn equally often; cases of no class (indeterminate), which teach less, half as often.
         classes = cases[0].task.classes
         weights = np.array(
-            [(1.0 if label in classes else 0.5) / labels.count(label) if balanced else 1.0 for label in labels]
+            [
+                (1.0 if label in classes else 0.5) / labels.count(label) if balanced else 1.0
+                for label in labels
+            ]
         )
         self.weights = weights / weights.sum()
 
@@ -82,7 +91,9 @@ class VolumeDraws(_Draws):
         slices = None
         if self.keep_slices:
             depth = len(case.region(plane, self.grid).positions[0])
-            slices = (np.arange(self.keep_slices) + rng.random(self.keep_slices)) * depth / self.keep_slices - 0.5
+            slices = (
+                np.arange(self.keep_slices) + rng.random(self.keep_slices)
+            ) * depth / self.keep_slices - 0.5
         sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices)
         return {
             "volume": sample.volume[None],
@@ -137,7 +148,9 @@ class SliceDraws(_Draws):
             (case.case.ratings.get(name, float("nan")) - low) / (high - low)
             for name, (low, high) in self.ratings.items()
         ]
-        diameter = float("nan") if case.diameter_mm is None else case.diameter_mm * sample.zoom / MAX_DIAMETER_MM
+        diameter = (
+            float("nan") if case.diameter_mm is None else case.diameter_mm * sample.zoom / MAX_DIAMETER_MM
+        )
         return {
             "slices": sample.volume[:, None],
             "patches": avg_pool2d(sample.mask[:, None], self.patch)[:, 0],

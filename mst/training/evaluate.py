@@ -81,7 +81,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def summarise(
+    folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
     """Figures of the held-out predictions of one or more folds.
 
     The AUC separates the last class from the first; cases of no class (indeterminate) do not count in it. It is
@@ -113,11 +115,15 @@ def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str],
             found[f"{name}_centre"] = round(float(np.mean(hits)), 4)
     sized = [row for row in labelled if str(row["diameter_mm"]) != ""]
     if len(sized) == len(labelled):
-        found["baseline_diameter_auc"] = round(float(roc_auc_score(*_column(labelled, "diameter_mm", classes))), 4)
+        found["baseline_diameter_auc"] = round(
+            float(roc_auc_score(*_column(labelled, "diameter_mm", classes))), 4
+        )
     return found
 
 
-def bootstrap_auc(truth: np.ndarray, scores: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_auc(
+    truth: np.ndarray, scores: np.ndarray, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """The 2.5 and 97.5 percentiles of the AUC over bootstrap samples, drawn within each class."""
     rng = np.random.default_rng(seed)
     positive, negative = scores[truth], scores[~truth]
@@ -130,6 +136,8 @@ def bootstrap_auc(truth: np.ndarray, scores: np.ndarray, draws: int = 2000, seed
     return float(low), float(high)
 
 
-def _column(rows: Sequence[dict[str, Any]], name: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _column(
+    rows: Sequence[dict[str, Any]], name: str, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     truth = np.array([row["label"] == classes[-1] for row in rows])
     return truth, np.array([float(row[name]) for row in rows])

@@ -239,7 +239,9 @@ def build_model(config: Config, study: Study) -> ScanClassifier:
         raise TrainingError(f"{config['file']}: the model's settings do not fit ({error}).") from error
 
 
-def publish(study: Study, config: Config, model: ScanClassifier, folder: Path, command: str) -> dict[str, Any]:
+def publish(
+    study: Study, config: Config, model: ScanClassifier, folder: Path, command: str
+) -> dict[str, Any]:
     """Writes a checkpoint: the model trained on all cases, the folds' figures and the card.
 
     Without all folds there is no figure for it: the cases it was trained on cannot test it.
@@ -288,5 +290,3 @@ def _write_json(value: Any, path: Path) -> None:
     staging = path.with_name(path.name + ".writing")
     staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     staging.replace(path)
-
-

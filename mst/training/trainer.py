@@ -53,7 +53,10 @@ class StudyTrainer(Trainer):
                 if parameter.requires_grad:
                     decay = parameter.squeeze().ndim >= 2
                     groups.setdefault((name.startswith("encoder."), decay), []).append(parameter)
-            rates = {False: self.args.learning_rate, True: self.encoder_learning_rate or self.args.learning_rate}
+            rates = {
+                False: self.args.learning_rate,
+                True: self.encoder_learning_rate or self.args.learning_rate,
+            }
             self.optimizer = torch.optim.AdamW(
                 [
                     {"params": group, "lr": rates[encoder], "weight_decay": self.args.weight_decay * decay}

@@ -133,12 +133,13 @@ def _figure(value: Any) -> str:
 
 
 def _data(payload: Mapping[str, Any]) -> str:
-    return f'<script type="application/json">{_json(payload)}</script>'
+    # A template, for it is neither shown nor run, and its text survives being inserted by innerHTML.
+    return f'<template class="mst-payload">{_json(payload)}</template>'
 
 
 def _json(value: Any) -> str:
-    # "</script>" in a scan's name must not end the element.
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    # A "<" or "&" in a scan's name must not become markup.
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
 
 
 @cache

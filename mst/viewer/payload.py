@@ -15,8 +15,9 @@ from mst.scan import Scan
 Plane = Literal["axial", "coronal", "sagittal"]
 SLICE_AXIS: dict[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 MARGIN = 0.2  # context shown round the region, as a part of its size on each side
-MAX_VOXELS = 1_700_000  # keeps a payload with two maps under 2.5 MB
-MAX_VOXELS_16_BIT = 700_000
+MAX_BYTES = 2_500_000  # of one payload, as text
+MAX_VOXELS = 4_000_000  # more is not worth trying to fit
+MIN_LEVELS = 100  # grey levels that 8 bits must leave within the first window
 MAX_LOCATOR_SIDE = 160
 MAX_LOCATOR_VOXELS = 2_000_000
 
@@ -65,43 +66,68 @@ def viewer_payload(
     Raises:
         ValueError: a layer's shape differs from the scan's.
     """
+    axis = SLICE_AXIS[plane]
     for layer in layers:
         if layer.volume.shape != scan.shape:
             raise ValueError(f"layer {layer.key} is {layer.volume.shape}, the scan {scan.shape}")
+        if layer.profile is not None and np.shape(layer.profile) != (scan.shape[axis],):
+            raise ValueError(
+                f"layer {layer.key} has {np.shape(layer.profile)} weights for {scan.shape[axis]} slices"
+            )
     box = _display_box(scan.shape, bounds)
-    crop = tuple(slice(int(a), int(b)) for a, b in box)
-    factor = _factor([b - a for a, b in box], MAX_VOXELS)
-    voxels = _shrink(scan.voxels[crop], factor)
-    axis = SLICE_AXIS[plane]
+    crop = (slice(*box[0].tolist()), slice(*box[1].tolist()), slice(*box[2].tolist()))
     notes: list[str] = []
-    if factor > 1:
-        notes.append(f"Shown at 1/{factor} of the scan's resolution.")
-    sent = []
-    for layer in layers:
-        if not np.isfinite(layer.volume[crop]).all():
-            notes.append(f"{layer.label}: values that are not numbers are shown as zero.")
-        volume = np.nan_to_num(_shrink(np.asarray(layer.volume[crop], np.float32), factor), posinf=0, neginf=0)
-        sent.append(_layer(layer, volume, axis, crop[axis], factor))
-    deep = voxels.size <= MAX_VOXELS_16_BIT
+    voxels = _finite(scan.voxels[crop], "The scan", notes)
+    volumes = [_finite(layer.volume[crop], layer.label, notes) for layer in layers]
+    spans = [window, *((low, high) for _, low, high in windows)]
+
+    # The finest choice that fits: first 16 bits and every voxel, then 8 bits, coarser maps, coarser voxels.
+    factors = [1, 1, 1]
+    while np.prod([n // f for n, f in zip(voxels.shape, factors, strict=True)]) > MAX_VOXELS:
+        factors = _coarser(factors, voxels.shape, scan.spacing)
+    while True:
+        small = _shrink(voxels, factors)
+        # Noise leaves little to compress: what is far too large in 16 bits need not be tried.
+        grays = [16, 8] if small.size < 1_200_000 else [8]
+        for bits, coarse in [(bits, 1) for bits in grays] + [(8, 2)]:
+            gray = _gray(small, bits, spans)
+            sent = [
+                _layer(layer, _shrink(volume, factors), axis, crop[axis], factors[axis], coarse)
+                for layer, volume in zip(layers, volumes, strict=True)
+            ]
+            size = len(gray["data"]) + sum(len(e["data"]) for e in sent) + 40 * sum(scan.shape) + 4000
+            if size <= MAX_BYTES:
+                break
+        else:
+            factors = _coarser(factors, voxels.shape, scan.spacing)
+            continue
+        break
+    if max(factors) > 1:
+        notes.append(
+            "Shown with fewer voxels than the scan has: "
+            + " × ".join(f"1/{f}" if f > 1 else "all" for f in factors)
+            + " along the left-right, front-back and head-foot axes."
+        )
     affine = scan.affine.copy()
-    affine[:3, 3] = scan.voxel_to_world(box[:, 0] + (factor - 1) / 2)
-    affine[:3, :3] *= factor
+    affine[:3, 3] = scan.voxel_to_world(box[:, 0] + (np.array(factors) - 1) / 2)
+    affine[:3, :3] *= factors
+    region = None
+    if bounds is not None:
+        region = ((np.asarray(bounds) - box[:, :1]) / np.array(factors)[:, None]).round(3).tolist()
     return {
         "title": title,
         "plane": plane,
         "unit": unit,
         "window": [float(window[0]), float(window[1])],
         "windows": [[name, float(low), float(high)] for name, low, high in windows],
-        "shape": list(voxels.shape),
-        "spacing": [round(s * factor, 5) for s in scan.spacing],
+        "shape": list(small.shape),
+        "spacing": [round(s * f, 5) for s, f in zip(scan.spacing, factors, strict=True)],
         "affine": np.round(affine, 5).tolist(),
         "first": [int(start) for start, _ in box],
         "full": list(scan.shape),
-        "factor": factor,
-        "region": None
-        if bounds is None
-        else ((np.asarray(bounds) - box[:, :1]) / factor).round(3).tolist(),
-        "scan": _quantised(voxels, 16 if deep else 8, window),
+        "factors": factors,
+        "region": region,
+        "scan": gray,
         "layers": [entry for entry in sent if entry["key"] != "mask"],
         "mask": next((entry for entry in sent if entry["key"] == "mask"), None),
         "notes": notes,
@@ -129,7 +155,7 @@ def locator_payload(
     factors = [max(1, -(-n // MAX_LOCATOR_SIDE)) for n in scan.shape]
     while np.prod([n // f for n, f in zip(scan.shape, factors, strict=True)]) > MAX_LOCATOR_VOXELS:
         factors[int(np.argmax([n / f for n, f in zip(scan.shape, factors, strict=True)]))] += 1
-    voxels = _shrink_axes(scan.voxels, factors)
+    voxels = _shrink(_finite(scan.voxels, "The scan", []), factors)
     affine = scan.affine.copy()
     affine[:3, 3] = scan.voxel_to_world((np.array(factors) - 1) / 2)
     affine[:3, :3] *= factors
@@ -139,41 +165,54 @@ def locator_payload(
         "shape": list(voxels.shape),
         "spacing": [round(s * f, 5) for s, f in zip(scan.spacing, factors, strict=True)],
         "affine": np.round(affine, 5).tolist(),
-        "scan": _quantised(voxels, 8, window),
+        "scan": _gray(voxels, 8, [window]),
         "center": None if center is None else [round(float(c), 2) for c in center],
         "box": None if box_mm is None else [round(float(b), 2) for b in box_mm],
     }
 
 
 def unpack(entry: dict[str, Any], shape: Sequence[int]) -> np.ndarray:
-    """A quantised volume as the script sees it: float32 of that shape."""
+    """A packed volume as the script sees it: float32 of that shape, or of its own where it is coarser."""
     raw = zlib.decompress(base64.b64decode(entry["data"]))
-    codes = np.frombuffer(raw, np.uint16 if entry["bits"] == 16 else np.uint8).reshape(shape)
+    codes = np.frombuffer(raw, np.uint16 if entry["bits"] == 16 else np.uint8)
+    codes = codes.reshape(entry.get("shape", shape))
     top = 2 ** entry["bits"] - 1
     return (entry["low"] + codes.astype(np.float32) / top * (entry["high"] - entry["low"])).astype(np.float32)
 
 
 def _display_box(shape: Sequence[int], bounds: np.ndarray | None) -> np.ndarray:
+    """int [3, 2]: the region with some context round it, within the scan."""
+    whole = np.array([(0, n) for n in shape])
     if bounds is None:
-        return np.array([(0, n) for n in shape])
+        return whole
     bounds = np.asarray(bounds)
     margin = np.ceil(MARGIN * (bounds[:, 1] - bounds[:, 0])).astype(int)
     low = np.maximum(bounds[:, 0] - margin, 0)
-    return np.stack([low, np.minimum(bounds[:, 1] + margin, shape)], axis=1)
+    high = np.minimum(bounds[:, 1] + margin, shape)
+    # A region that lies outside the scan altogether leaves nothing to show but the scan.
+    return whole if np.any(high - low < 1) else np.stack([low, high], axis=1)
 
 
-def _factor(shape: Sequence[int], limit: int) -> int:
-    factor = 1
-    while np.prod([n // factor for n in shape]) > limit:
-        factor += 1
-    return factor
+def _finite(volume: np.ndarray, label: str, notes: list[str]) -> np.ndarray:
+    """The volume as float32 with zeros for what is no number, which is noted."""
+    volume = np.asarray(volume, np.float32)
+    if np.isfinite(volume).all():
+        return volume
+    notes.append(f"{label}: values that are not numbers are shown as zero.")
+    return np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _shrink(volume: np.ndarray, factor: int) -> np.ndarray:
-    return _shrink_axes(volume, [factor] * 3)
+def _coarser(factors: Sequence[int], shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
+    """The factors with the finest axis one step coarser, so that thick slices are the last to be joined."""
+    fineness = [
+        s * f if n // (f + 1) >= 2 else np.inf for s, f, n in zip(spacing, factors, shape, strict=True)
+    ]
+    finest = min(fineness)
+    # Axes of nearly one spacing go together: a slice's pixels stay square.
+    return [f + (fine <= 1.05 * finest) for f, fine in zip(factors, fineness, strict=True)]
 
 
-def _shrink_axes(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
+def _shrink(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     """Averages blocks of voxels; what does not fill a block at the far end is left out."""
     for axis, factor in enumerate(factors):
         if factor > 1:
@@ -184,43 +223,62 @@ def _shrink_axes(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     return volume
 
 
-def _layer(layer: Layer, volume: np.ndarray, axis: int, crop: slice, factor: int) -> dict[str, Any]:
-    others = tuple(a for a in range(3) if a != axis)
+def _layer(
+    layer: Layer, volume: np.ndarray, axis: int, crop: slice, factor: int, coarse: int
+) -> dict[str, Any]:
+    """One layer's part of the payload; `coarse` 2 sends a map at half the resolution within the slices."""
+    entry: dict[str, Any] = {"key": layer.key, "label": layer.label}
     if layer.key == "mask":
-        return {"key": "mask", "label": layer.label, **_quantised((volume > 0.5).astype(np.float32), 8, (0, 1))}
+        return {**entry, **_packed((volume > 0.5).astype(np.float32), 8, 0.0, 1.0)}
+    volume = np.maximum(volume, 0)
+    others = tuple(a for a in range(3) if a != axis)
     top = float(volume.max())
     if layer.profile is None:
         profile = volume.max(axis=others)
     else:
-        count = volume.shape[axis]
-        profile = np.asarray(layer.profile, np.float32)[crop][: count * factor].reshape(count, factor).mean(axis=1)
+        weights = np.nan_to_num(np.asarray(layer.profile, np.float32), posinf=0.0, neginf=0.0)[crop]
+        profile = _shrink(weights[:, None, None], [factor, 1, 1])[:, 0, 0]
     # Of slices with the same weight, the one with more saliency: a ResNet's map often saturates.
-    best = np.flatnonzero(profile >= profile.max() * (1 - 1e-6))
+    best = np.flatnonzero(profile >= profile.max() - 1e-6 * abs(profile.max()))
     first = int(best[np.argmax(volume.mean(axis=others)[best])])
+    sent = _shrink(volume, [1 if a == axis or volume.shape[a] < 4 else coarse for a in range(3)])
     return {
-        "key": layer.key,
-        "label": layer.label,
+        **entry,
         "max": top,
         "top": first,
         "profile": [round(float(p), 7) for p in profile],
-        **_quantised(volume, 8, (0.0, top or 1.0)),
+        "shape": list(sent.shape),
+        **_packed(sent, 8, 0.0, top or 1.0),
     }
 
 
-def _quantised(volume: np.ndarray, bits: int, span: tuple[float, float]) -> dict[str, Any]:
-    """A volume as unsigned integers, zlib-compressed, in base64.
+def _gray(volume: np.ndarray, bits: int, spans: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The scan's intensities as integers.
 
-    8 bits cover a little more than the first window, so that it keeps its grey levels; 16 bits cover all.
+    16 bits keep every whole number as it is. 8 bits cover all windows as far as the scan has such values,
+    but never so much that the first window is left with fewer than MIN_LEVELS.
     """
     low, high = float(volume.min()), float(volume.max())
-    if bits == 8:
-        margin = 0.25 * (span[1] - span[0])
-        low, high = max(low, span[0] - margin), min(high, span[1] + margin)
-        if span == (0, 1) or span[0] == 0.0:
-            low, high = span
+    if bits == 16:
+        whole = np.array_equal(volume, np.round(volume)) and high - low < 65_535
+        return _packed(volume, 16, low, low + 65_535 if whole else high)
+    first_low, first_high = spans[0]
+    width = first_high - first_low
+    wanted_low = max(low, min(s[0] for s in spans) - 0.1 * width)
+    wanted_high = min(high, max(s[1] for s in spans) + 0.1 * width)
+    spare = max(255 / MIN_LEVELS * width - width, 0.0)
+    below, above = max(first_low - wanted_low, 0.0), max(wanted_high - first_high, 0.0)
+    share = min(1.0, spare / (below + above)) if below + above else 0.0
+    shown_low = first_low - share * below if wanted_low < first_low else wanted_low
+    shown_high = first_high + share * above if wanted_high > first_high else wanted_high
+    return _packed(volume, 8, shown_low, shown_high)
+
+
+def _packed(volume: np.ndarray, bits: int, low: float, high: float) -> dict[str, Any]:
+    """A volume as unsigned integers of low..high, zlib-compressed, in base64."""
     if high <= low:
         high = low + 1.0
     top = 2**bits - 1
-    codes = np.clip((volume - low) / (high - low) * top + 0.5, 0, top).astype(np.uint16 if bits == 16 else np.uint8)
-    packed = base64.b64encode(zlib.compress(np.ascontiguousarray(codes).tobytes(), 6)).decode()
-    return {"bits": bits, "low": low, "high": high, "data": packed}
+    codes = np.clip((volume - low) / (high - low) * top + 0.5, 0, top)
+    raw = np.ascontiguousarray(codes.astype(np.uint16 if bits == 16 else np.uint8)).tobytes()
+    return {"bits": bits, "low": low, "high": high, "data": base64.b64encode(zlib.compress(raw, 6)).decode()}

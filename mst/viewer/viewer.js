@@ -22,7 +22,9 @@
   };
   const MODEL_COLORS = { mst: "#2aa6a8", resnet: "#e08e2b", scan: "#8a94a6" };
   const SHORT = { mst: "MST", resnet: "ResNet" };
+  const NO_ALPHAS = new Float32Array(256);
   const PLAY_MS = 110;
+  const WHEEL_STEP = 50; // a wheel's notch is 100 or 120; a touchpad sends many small parts of it
 
   // ---- small helpers -----------------------------------------------------------------------------------------
 
@@ -53,14 +55,62 @@
   }
 
   async function inflate(base64) {
+    if (!window.DecompressionStream) {
+      throw new Error("this browser is too old to unpack the scan; use a current Firefox, Chrome, Edge or Safari.");
+    }
     const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Response(stream).arrayBuffer();
   }
 
+  // A map sent at a lower resolution, put on the scan's voxels by repeating values.
+  function enlarge(codes, from, to) {
+    if (codes.length !== from[0] * from[1] * from[2]) throw new Error("a map's size does not fit its shape");
+    const out = new Uint8Array(to[0] * to[1] * to[2]);
+    const [xs, ys, zs] = to.map((n, axis) =>
+      Array.from({ length: n }, (_, i) => Math.min(Math.floor(i / Math.round(n / from[axis])), from[axis] - 1)));
+    let at = 0;
+    for (const x of xs) for (const y of ys) {
+      const row = (x * from[1] + y) * from[2];
+      for (const z of zs) out[at++] = codes[row + z];
+    }
+    return out;
+  }
+
+  // The code below which that share of the region's voxels lies; zeros outside the region do not count.
+  function quantile(counts, share) {
+    let total = 0;
+    for (let i = 0; i < 256; i++) total += counts[i];
+    let below = 0;
+    for (let i = 0; i < 256; i++) {
+      below += counts[i];
+      if (below >= share * total) return i;
+    }
+    return 255;
+  }
+
+  // Otsu's level: it parts the values into dark and bright with the least spread within each.
+  function otsu(values) {
+    let low = Infinity, high = -Infinity;
+    for (const v of values) { low = Math.min(low, v); high = Math.max(high, v); }
+    const counts = new Float64Array(64);
+    for (const v of values) counts[Math.min(63, Math.floor(((v - low) / (high - low || 1)) * 64))]++;
+    let all = 0, sum = 0, dark = 0, darkSum = 0, best = -1, level = 0;
+    counts.forEach((n, i) => { all += n; sum += n * i; });
+    for (let i = 0; i < 63; i++) {
+      dark += counts[i];
+      darkSum += counts[i] * i;
+      if (!dark || dark === all) continue;
+      const spread = dark * (all - dark) * (darkSum / dark - (sum - darkSum) / (all - dark)) ** 2;
+      if (spread > best) { best = spread; level = i; }
+    }
+    return low + ((level + 1) / 64) * (high - low);
+  }
+
   async function readVolume(entry, shape) {
     const buffer = await inflate(entry.data);
-    const codes = entry.bits === 16 ? new Uint16Array(buffer) : new Uint8Array(buffer);
+    let codes = entry.bits === 16 ? new Uint16Array(buffer) : new Uint8Array(buffer);
+    if (entry.shape && entry.shape.some((n, axis) => n !== shape[axis])) codes = enlarge(codes, entry.shape, shape);
     if (codes.length !== shape[0] * shape[1] * shape[2]) throw new Error("the volume's size does not fit its shape");
     const top = 2 ** entry.bits - 1;
     return {
@@ -157,13 +207,15 @@
       this.data = payload;
       this.space = geometry(payload.plane, payload.shape, payload.spacing);
       this.count = this.space.depth.count;
-      this.slice = payload.layers.length ? payload.layers[0].top : Math.floor(this.count / 2);
-      this.opacity = 0.65;
-      this.threshold = 0.25;
+      const opening = payload.layers.find((layer) => layer.key === "mst") || payload.layers[0];
+      this.slice = opening ? opening.top : Math.floor(this.count / 2);
+      this.opacity = 0.6;
+      this.share = 0.1; // of the region's voxels, those with the most saliency are shown
       this.window = payload.window.slice();
       this.colors = colorTable(COLORS.Inferno);
       this.outline = true;
       this.panels = [];
+      this.wheeled = 0;
       this.stopper = new AbortController();
     }
 
@@ -176,19 +228,48 @@
       ]);
       this.scan = scan;
       this.mask = mask;
-      this.layers = data.layers.map((layer, i) => ({ ...layer, volume: layers[i] }));
+      this.layers = data.layers.map((layer, i) => ({ ...layer, volume: layers[i], counts: this.count256(layers[i]) }));
+      this.setAlphas();
       this.Plotly = await loadPlotly();
       this.gray = grayTable(scan, this.window);
       this.build();
       await Promise.all(this.panels.map((panel) => panel.start()));
       this.listen();
       this.show(this.slice);
+      this.draw();
       this.root.dataset.count = this.count;
       this.root.dataset.ready = "true";
     }
 
+    // How often each code occurs within the models' region.
+    count256({ codes }) {
+      const { shape, region } = this.data;
+      const [x, y, z] = shape.map((n, axis) =>
+        region ? region[axis].map((at) => clamp(Math.round(at), 0, n)) : [0, n]);
+      const counts = new Float64Array(256);
+      for (let i = x[0]; i < x[1]; i++) for (let j = y[0]; j < y[1]; j++) {
+        const row = (i * shape[1] + j) * shape[2];
+        for (let k = z[0]; k < z[1]; k++) counts[codes[row + k]]++;
+      }
+      return counts;
+    }
+
+    // For each layer and code, how much of the colour lies over the scan. It grows from the threshold up, so
+    // that the map's edge is no hard line that the model did not draw.
+    setAlphas() {
+      for (const layer of this.layers) {
+        layer.cut = this.share >= 1 ? 1 : Math.max(1, quantile(layer.counts, 1 - this.share));
+        layer.alphas = new Float32Array(256);
+        for (let i = layer.cut; i < 256; i++) {
+          const above = (i - layer.cut) / Math.max(255 - layer.cut, 1);
+          layer.alphas[i] = this.opacity * Math.min(1, 0.35 + 1.6 * above);
+        }
+      }
+    }
+
     build() {
       const { data } = this;
+      const percent = (part) => `${Math.round(part * 100)}%`;
       const option = (name, value) => element("option", { value }, name);
       const windows = [["Default", ...data.window], ...data.windows];
       this.windowSelect = element("select", { "aria-label": "Display window" }, ...windows.map(([n], i) => option(n, i)));
@@ -202,17 +283,21 @@
       colorSelect.addEventListener("change", () => {
         this.colors = colorTable(COLORS[colorSelect.value]);
         this.panels.forEach((panel) => panel.drawBar());
-        this.draw();
+        this.later();
       });
-      const range = (label, key, name) => {
-        const out = element("output", {}, `${Math.round(this[key] * 100)}%`);
+      const range = (label, key, name, words, most = 100) => {
+        const out = element("output", {}, words(this[key]));
         const input = element("input", {
-          type: "range", min: 0, max: 100, value: Math.round(this[key] * 100), "aria-label": label, "data-control": name,
+          type: "range", min: key === "share" ? 1 : 0, max: most, value: Math.round(this[key] * 100), "aria-label": label,
+          "aria-valuetext": words(this[key]), "data-control": name,
         });
         input.addEventListener("input", () => {
           this[key] = input.valueAsNumber / 100;
-          out.textContent = `${input.value}%`;
-          this.draw();
+          out.textContent = words(this[key]);
+          input.setAttribute("aria-valuetext", words(this[key]));
+          this.setAlphas();
+          this.panels.forEach((panel) => panel.drawBar());
+          this.later();
         });
         return element("label", { class: "mstv-range" }, element("span", {}, label), input, out);
       };
@@ -222,7 +307,8 @@
             "Lesion outline")
         : null;
       this.tabs = ["2D", "3D"].map((name, i) =>
-        element("button", { type: "button", role: "tab", "aria-selected": String(i === 0), onclick: () => this.setView(name) }, name));
+        element("button", { type: "button", role: "tab", "aria-selected": String(i === 0), tabindex: i ? -1 : 0,
+          onclick: () => this.setView(name), onkeydown: (event) => this.switchTab(event) }, name));
       this.helpButton = element("button", {
         type: "button", class: "mstv-icon", "aria-label": "Keys", "aria-expanded": "false", title: "Keys",
         onclick: () => this.toggleHelp(),
@@ -231,8 +317,8 @@
         element("div", { class: "mstv-tabs", role: "tablist", "aria-label": "View" }, ...this.tabs),
         element("label", { class: "mstv-select" }, element("span", {}, "Window"), this.windowSelect),
         this.layers.length ? element("label", { class: "mstv-select" }, element("span", {}, "Colours"), colorSelect) : null,
-        this.layers.length ? range("Opacity", "opacity", "opacity") : null,
-        this.layers.length ? range("Hide below", "threshold", "threshold") : null,
+        this.layers.length ? range("Opacity", "opacity", "opacity", percent) : null,
+        this.layers.length ? range("Show top", "share", "threshold", percent) : null,
         outline, this.helpButton);
       this.help = element("div", { class: "mstv-help", hidden: "" });
       this.help.innerHTML =
@@ -258,13 +344,13 @@
         const box = this.chart.getBoundingClientRect();
         this.show(Math.floor(((event.clientX - box.left) / box.width) * this.count));
       });
-      this.flat = element("div", { class: "mstv-flat" }, this.panelRow,
-        element("div", { class: "mstv-steer" }, this.playButton,
-          element("div", { class: "mstv-track" }, this.slider, this.layers.length ? this.chart : null)));
-      this.solid = element("div", { class: "mstv-solid", hidden: "" });
+      this.flat = element("div", { class: "mstv-flat", role: "tabpanel", "aria-label": "Slices" }, this.panelRow);
+      const steer = element("div", { class: "mstv-steer" }, this.playButton,
+        element("div", { class: "mstv-track" }, this.slider, this.layers.length ? this.chart : null));
+      this.solid = element("div", { class: "mstv-solid", hidden: "", role: "tabpanel", "aria-label": "3D" });
       const notes = this.data.notes.length
         ? element("ul", { class: "mstv-notes" }, ...this.data.notes.map((note) => element("li", {}, note))) : null;
-      this.root.replaceChildren(toolbar, this.help, this.flat, this.solid, this.readout, ...(notes ? [notes] : []));
+      this.root.replaceChildren(toolbar, this.help, this.flat, this.solid, steer, this.readout, ...(notes ? [notes] : []));
     }
 
     listen() {
@@ -273,18 +359,26 @@
         if (event.ctrlKey || event.deltaY === 0) return;
         event.preventDefault();
         event.stopPropagation();
+        this.wheeled = (Math.sign(this.wheeled) === Math.sign(event.deltaY) ? this.wheeled : 0) + event.deltaY;
+        if (event.deltaMode === 0 && Math.abs(this.wheeled) < WHEEL_STEP) return;
+        this.wheeled = 0;
         this.show(this.slice + Math.sign(event.deltaY));
       }, { passive: false, capture: true });
       document.addEventListener("keydown", (event) => this.key(event), { signal });
       this.watcher = new ResizeObserver(() => this.resize());
       this.watcher.observe(this.root);
+      // Gradio switches between light and dark by a class.
+      this.themed = new MutationObserver(() => this.recolor());
+      for (const node of [document.documentElement, document.body]) {
+        this.themed.observe(node, { attributes: true, attributeFilter: ["class"] });
+      }
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolor(), { signal });
     }
 
     key(event) {
       const target = event.target;
       const inside = this.root.contains(target) || this.root.matches(":hover");
-      if (!inside || event.ctrlKey || event.metaKey || event.altKey || this.view3d) return;
+      if (!inside || event.ctrlKey || event.metaKey || event.altKey) return;
       const own = target.closest?.("input, select, textarea, [contenteditable]");
       if (own && !(own === this.slider && /^(Page|Home|End| )/.test(event.key))) return;
       const to = {
@@ -299,6 +393,16 @@
         event.preventDefault();
         this.play(!this.timer);
       }
+    }
+
+    // Within the tabs, left and right change the tab and not the slice.
+    switchTab(event) {
+      if (!/^Arrow(Left|Right)$/.test(event.key)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const other = this.tabs.find((tab) => tab !== event.currentTarget);
+      other.focus();
+      this.setView(other.textContent);
     }
 
     toggleHelp() {
@@ -317,21 +421,30 @@
       this.slice = clamp(Math.round(slice), 0, this.count - 1);
       this.root.dataset.slice = this.slice;
       this.slider.value = this.slice;
-      this.slider.setAttribute("aria-valuetext", `slice ${this.slice + 1} of ${this.count}`);
-      if (this.view3d) this.movePlane();
-      else this.draw();
+      this.slider.setAttribute("aria-valuetext", `slice ${this.number(this.slice)}`);
+      this.later();
+    }
+
+    // However many events a frame brings, all panels are drawn once, together.
+    later() {
+      this.frame ??= requestAnimationFrame(() => {
+        this.frame = null;
+        this.draw();
+      });
     }
 
     draw() {
-      this.panels.forEach((panel) => panel.draw());
+      if (this.view3d) this.movePlane();
+      else this.panels.forEach((panel) => panel.draw());
       this.drawChart();
-      this.say();
+      this.say(this.pointer);
+      this.root.dataset.drawn = this.slice;
     }
 
     // The slice's number in the whole scan, from 1.
     number(slice) {
       const axis = this.space.depth.axis;
-      return this.data.first[axis] + slice * this.data.factor + 1;
+      return this.data.first[axis] + slice * this.data.factors[axis] + 1;
     }
 
     indexAt(row, column) {
@@ -343,28 +456,40 @@
       return index;
     }
 
+    // Every panel marks the place under the pointer; the panel it is in also tells the values there.
+    point(at, source) {
+      this.pointer = at;
+      this.panels.forEach((panel) => panel.mark(at, panel === source));
+      this.say(at);
+    }
+
     say(at = null) {
       const axis = this.space.depth.axis;
       const parts = [`Slice ${this.number(this.slice)} of ${this.data.full[axis]}`];
       const { rows, columns } = this.space;
       const index = at ? this.indexAt(at.row, at.column) : this.indexAt((rows.count - 1) / 2, (columns.count - 1) / 2);
       const world = toWorld(this.data.affine, index);
-      if (!at) parts.push(`${"xyz"[axis]} = ${world[axis].toFixed(1)} mm`);
+      if (!at) parts.push(`${"xyz"[axis]} ${world[axis].toFixed(1)} mm`);
       else {
         parts.push(`x ${world[0].toFixed(1)}, y ${world[1].toFixed(1)}, z ${world[2].toFixed(1)} mm`);
-        const [, ny, nz] = this.data.shape;
-        const place = Math.round(index[0]) * ny * nz + Math.round(index[1]) * nz + Math.round(index[2]);
-        const value = this.scan.value(this.scan.codes[place]);
-        parts.push(`${Math.abs(value) < 10 ? value.toFixed(2) : Math.round(value)} ${this.data.unit}`.trim());
-        for (const layer of this.layers) {
-          parts.push(`${SHORT[layer.key] || layer.key} ${Math.round((layer.volume.codes[place] / 255) * 100)}% of its maximum`);
-        }
+        parts.push(...this.values(at).map(([name, value]) => `${name} ${value}`));
       }
       this.readout.textContent = parts.join("  ·  ");
     }
 
+    // What lies under the pointer: [name, value] of the scan and of each map.
+    values({ row, column }) {
+      const [i, j, k] = this.indexAt(row, column);
+      const place = (i * this.data.shape[1] + j) * this.data.shape[2] + k;
+      const value = this.scan.value(this.scan.codes[place]);
+      const gray = Math.abs(value) < 10 && value % 1 ? value.toFixed(2) : String(Math.round(value));
+      const maps = this.layers.map((layer) => [SHORT[layer.key] || layer.key,
+        `${layer.volume.value(layer.volume.codes[place]).toPrecision(2)} (${Math.round((layer.volume.codes[place] / 255) * 100)}% of max.)`]);
+      return [["Intensity", `${gray} ${this.data.unit}`.trim()], ...maps];
+    }
+
     drawChart() {
-      if (!this.layers.length || this.view3d) return;
+      if (!this.layers.length) return;
       const box = this.chart.getBoundingClientRect();
       const ratio = window.devicePixelRatio || 1;
       const width = Math.round(box.width * ratio);
@@ -408,7 +533,7 @@
     resize() {
       cancelAnimationFrame(this.resizing);
       this.resizing = requestAnimationFrame(() => {
-        if (this.view3d) this.Plotly.Plots.resize(this.solidPlot);
+        if (this.view3d) this.solidPlot && this.Plotly.Plots.resize(this.solidPlot);
         else this.panels.forEach((panel) => panel.resize());
         this.drawChart();
       });
@@ -424,15 +549,26 @@
     async setView(name) {
       this.view3d = name === "3D";
       this.play(false);
-      this.tabs.forEach((tab) => tab.setAttribute("aria-selected", String(tab.textContent === name)));
+      this.tabs.forEach((tab) => {
+        tab.setAttribute("aria-selected", String(tab.textContent === name));
+        tab.tabIndex = tab.textContent === name ? 0 : -1;
+      });
       this.flat.hidden = this.view3d;
       this.solid.hidden = !this.view3d;
-      this.readout.hidden = this.view3d;
+      this.root.dataset.view = name.toLowerCase();
+      this.say();
       if (!this.view3d) {
         this.panels.forEach((panel) => panel.resize());
         this.draw();
       } else if (!this.solidPlot) await this.buildSolid();
-      else this.movePlane();
+      else {
+        this.layers.forEach((layer, i) => {
+          const level = this.solidLevel(layer);
+          this.Plotly.restyle(this.solidPlot, { isomin: level, isomax: level }, [1 + i]);
+        });
+        this.movePlane();
+        this.Plotly.Plots.resize(this.solidPlot);
+      }
     }
 
     async buildSolid() {
@@ -444,10 +580,17 @@
         return;
       }
       const plot = element("div", { class: "mstv-solid-plot", role: "img", "aria-label": "Scan and saliency in 3D" });
-      const keys = element("div", { class: "mstv-solid-keys" },
-        element("span", { class: "mstv-key", style: "--key:#9aa3b2" }, "scan surface"),
-        ...this.layers.map((l) => element("span", { class: "mstv-key", style: `--key:${MODEL_COLORS[l.key]}` },
-          `${SHORT[l.key] || l.key}: above half of its maximum`)));
+      const toggle = (name, color, trace) =>
+        element("button", { type: "button", class: "mstv-key", style: `--key:${color}`, "aria-pressed": "true",
+          onclick: ({ currentTarget: button }) => {
+            const on = button.getAttribute("aria-pressed") !== "true";
+            button.setAttribute("aria-pressed", String(on));
+            this.Plotly.restyle(this.solidPlot, { visible: on }, [trace]);
+          } }, name);
+      const keys = element("div", { class: "mstv-solid-keys", role: "group", "aria-label": "Shown in 3D" },
+        toggle("Scan surface", "#9aa3b2", 0),
+        ...this.layers.map((l, i) => toggle(`${SHORT[l.key] || l.key} map`, MODEL_COLORS[l.key], 1 + i)),
+        element("span", { class: "mstv-key mstv-key-line" }, "Current slice"));
       this.solid.append(keys, plot);
       const coarse = this.coarsen(34);
       const trace = (values, level, color, opacity, name) => ({
@@ -457,10 +600,10 @@
         lighting: { ambient: 0.55, diffuse: 0.7, specular: 0.15 },
       });
       const [low, high] = this.data.window;
-      const level = this.data.unit === "HU" ? -350 : low + 0.35 * (high - low);
+      const level = this.data.unit === "HU" && low < -300 ? -300 : otsu(coarse.scan.map((v) => clamp(v, low, high)));
       const shades = [trace(coarse.scan, level, "#9aa3b2", 0.16, "scan")];
       this.layers.forEach((layer, i) =>
-        shades.push(trace(coarse.layers[i], 0.5, MODEL_COLORS[layer.key] || "#fff", 0.5, SHORT[layer.key] || layer.key)));
+        shades.push(trace(coarse.layers[i], this.solidLevel(layer), MODEL_COLORS[layer.key] || "#fff", 0.5, SHORT[layer.key] || layer.key)));
       const { muted } = theme(this.root);
       this.planeTrace = shades.length;
       shades.push({ type: "scatter3d", mode: "lines", ...this.planeLines(), line: { color: "#4c8dff", width: 4 }, hoverinfo: "skip", showlegend: false });
@@ -474,6 +617,11 @@
       this.root.dataset.solid = "ready";
     }
 
+    // The surface encloses what the 2D view shows, as far as blocks of voxels can.
+    solidLevel(layer) {
+      return clamp(layer.cut / 255, 0.02, 0.95);
+    }
+
     coarsen(most) {
       const { shape, affine } = this.data;
       const steps = shape.map((n) => Math.max(1, Math.ceil(n / most)));
@@ -481,11 +629,20 @@
       for (let i = 0; i < shape[0]; i += steps[0]) {
         for (let j = 0; j < shape[1]; j += steps[1]) {
           for (let k = 0; k < shape[2]; k += steps[2]) {
-            const at = (i * shape[1] + j) * shape[2] + k;
-            const [x, y, z] = toWorld(affine, [i, j, k]);
+            const to = [i, j, k].map((from, axis) => Math.min(from + steps[axis], shape[axis]));
+            const [x, y, z] = toWorld(affine, [i, j, k].map((from, axis) => (from + to[axis] - 1) / 2));
             out.x.push(x); out.y.push(y); out.z.push(z);
-            out.scan.push(this.scan.value(this.scan.codes[at]));
-            this.layers.forEach((layer, l) => out.layers[l].push(layer.volume.codes[at] / 255));
+            // The mean of a block of voxels: single ones would let small spots vanish between them.
+            const sums = new Float64Array(1 + this.layers.length);
+            let n = 0;
+            for (let a = i; a < to[0]; a++) for (let b = j; b < to[1]; b++) for (let c = k; c < to[2]; c++) {
+              const at = (a * shape[1] + b) * shape[2] + c;
+              sums[0] += this.scan.codes[at];
+              this.layers.forEach((layer, l) => { sums[1 + l] += layer.volume.codes[at]; });
+              n++;
+            }
+            out.scan.push(this.scan.value(sums[0] / n));
+            this.layers.forEach((layer, l) => out.layers[l].push(sums[1 + l] / n / 255));
           }
         }
       }
@@ -509,6 +666,8 @@
       this.play(false);
       this.stopper.abort();
       this.watcher?.disconnect();
+      this.themed?.disconnect();
+      cancelAnimationFrame(this.frame);
       this.panels.forEach((panel) => this.Plotly?.purge(panel.plot));
       if (this.solidPlot) this.Plotly.purge(this.solidPlot);
     }
@@ -523,15 +682,20 @@
       this.canvas = element("canvas", { class: "mstv-slice" });
       this.plot = element("div", { class: "mstv-plot" });
       const letter = (text, side) => element("span", { class: `mstv-letter mstv-${side}`, "aria-hidden": "true" }, text);
-      this.frame = element("div", { class: "mstv-frame" }, this.canvas, this.plot,
+      this.cross = element("div", { class: "mstv-cross", hidden: "", "aria-hidden": "true" });
+      this.tip = element("div", { class: "mstv-tip", hidden: "", "aria-hidden": "true" });
+      this.frame = element("div", { class: "mstv-frame" }, this.canvas, this.plot, this.cross, this.tip,
         letter(rows.ends[0], "top"), letter(rows.ends[1], "bottom"), letter(columns.ends[0], "left"), letter(columns.ends[1], "right"));
       this.badge = layer
         ? element("button", { type: "button", class: "mstv-badge", title: "Go to the slice that this model weighs most",
-            onclick: () => viewer.show(layer.top) }, `Top slice ${viewer.number(layer.top)}`)
+            onclick: () => viewer.show(layer.top) }, `Most weighted slice: ${viewer.number(layer.top)}`)
         : null;
       this.bar = element("canvas", { class: "mstv-bar", width: 256, height: 1, "aria-hidden": "true" });
+      this.cutMark = element("span", { class: "mstv-cut" });
       const scale = layer
-        ? element("div", { class: "mstv-scale" }, element("span", {}, "0"), this.bar, element("span", {}, `${layer.max.toPrecision(2)} (maximum)`))
+        ? element("div", { class: "mstv-scale" }, element("span", {}, "0"),
+            element("div", { class: "mstv-bar-box" }, this.bar, this.cutMark),
+            element("span", {}, `${layer.max.toPrecision(2)} max.`))
         : null;
       this.node = element("figure", { class: "mstv-panel", "data-panel": layer ? layer.key : "scan" },
         element("figcaption", {},
@@ -556,7 +720,8 @@
       });
       await viewer.Plotly.newPlot(this.plot, [{ x: [0], y: [0], mode: "markers", marker: { opacity: 0 }, hoverinfo: "skip" }], {
         margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
-        dragmode: "pan", hovermode: false,
+        // On a touch screen a finger over the image scrolls the page, as over any other image.
+        dragmode: matchMedia("(pointer: coarse)").matches ? false : "pan", hovermode: false,
         xaxis: { ...axis(width), constrain: "domain" },
         yaxis: { ...axis(height), range: [height, 0], scaleanchor: "x", constrain: "domain" },
       }, {
@@ -569,8 +734,27 @@
         this.draw();
       });
       this.plot.on("plotly_relayouting", () => this.draw());
-      this.frame.addEventListener("pointermove", (event) => viewer.say(this.under(event)));
-      this.frame.addEventListener("pointerleave", () => viewer.say());
+      this.frame.addEventListener("pointermove", (event) => viewer.point(event.buttons ? null : this.under(event), this));
+      this.frame.addEventListener("pointerleave", () => viewer.point(null));
+    }
+
+    // The cross at the place under the pointer, and in the pointer's own panel the values beside it.
+    mark(at, own) {
+      this.cross.hidden = !at || own;
+      this.tip.hidden = !at || !own;
+      if (!at) return;
+      const { xaxis, yaxis } = this.plot._fullLayout;
+      const { rows, columns } = this.viewer.space;
+      const x = xaxis._offset + xaxis.d2p((at.column + 0.5) * columns.mm);
+      const y = yaxis._offset + yaxis.d2p((at.row + 0.5) * rows.mm);
+      this.cross.style.transform = `translate(${x}px, ${y}px)`;
+      if (!own) return;
+      this.tip.replaceChildren(...this.viewer.values(at).map(([name, value]) =>
+        element("span", {}, element("b", {}, name), ` ${value}`)));
+      // Towards the middle of the frame, so that it is never cut off.
+      const right = x > this.frame.clientWidth / 2, low = y > this.frame.clientHeight / 2;
+      this.tip.style.transform =
+        `translate(${x + (right ? -14 : 14)}px, ${y + (low ? -14 : 14)}px) translate(${right ? -100 : 0}%, ${low ? -100 : 0}%)`;
     }
 
     // The pixel of the slice under the pointer; null beside it.
@@ -599,9 +783,13 @@
       const context = this.bar.getContext("2d");
       const image = context.createImageData(256, 1);
       for (let i = 0; i < 256; i++) {
-        image.data.set([...this.viewer.colors.subarray(3 * i, 3 * i + 3), 255], 4 * i);
+        // What the threshold hides is left out of the bar as well.
+        image.data.set([...this.viewer.colors.subarray(3 * i, 3 * i + 3), i < this.layer.cut ? 0 : 255], 4 * i);
       }
       context.putImageData(image, 0, 0);
+      const part = this.layer.cut / 255;
+      this.cutMark.textContent = part > 0.12 ? (part * this.layer.max).toPrecision(2) : "";
+      this.cutMark.style.left = `${100 * part}%`;
     }
 
     draw() {
@@ -624,22 +812,65 @@
       context.imageSmoothingEnabled = true;
       context.imageSmoothingQuality = "high";
       context.drawImage(this.image, left, top, right - left, bottom - top);
+      this.drawRegion(context, left, top, right, bottom, ratio);
+      this.drawRuler(context, (right - left) / this.width, width, height, ratio);
       if (this.viewer.mask && this.viewer.outline) this.drawOutline(context, left, top, right, bottom, ratio);
       if (this.badge) this.badge.toggleAttribute("data-here", this.viewer.slice === this.layer.top);
+    }
+
+    // A dashed frame round what the models were given; on slices beside it there is none.
+    drawRegion(context, left, top, right, bottom, ratio) {
+      const { region } = this.viewer.data;
+      const { depth, rows, columns } = this.viewer.space;
+      if (!region || !this.layer) return;
+      const at = this.viewer.slice + 0.5;
+      if (at < region[depth.axis][0] || at > region[depth.axis][1]) return;
+      const ends = (line, from, to) => {
+        const [low, high] = region[line.axis].map((v) => (line.flip ? line.count - v : v) / line.count);
+        return [from + Math.min(low, high) * (to - from), from + Math.max(low, high) * (to - from)];
+      };
+      const [x0, x1] = ends(columns, left, right), [y0, y1] = ends(rows, top, bottom);
+      context.save();
+      context.setLineDash([5 * ratio, 4 * ratio]);
+      context.lineWidth = ratio;
+      context.strokeStyle = "rgba(255, 255, 255, .5)";
+      context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+      context.restore();
+    }
+
+    // A round number of millimetres, about a fifth of the image.
+    drawRuler(context, pixelsPerMm, width, height, ratio) {
+      const wanted = (0.2 * width) / pixelsPerMm;
+      const ten = 10 ** Math.floor(Math.log10(wanted));
+      const mm = ten * ([5, 2, 1].find((n) => n * ten <= wanted) || 1);
+      const x = 12 * ratio, y = height - 13 * ratio, length = mm * pixelsPerMm;
+      const line = (color, thick) => {
+        context.strokeStyle = color;
+        context.lineWidth = thick * ratio;
+        context.beginPath();
+        context.moveTo(x, y - 4 * ratio);
+        context.lineTo(x, y);
+        context.lineTo(x + length, y);
+        context.lineTo(x + length, y - 4 * ratio);
+        context.stroke();
+      };
+      line("rgba(0, 0, 0, .7)", 3.5);
+      line("#fff", 1.5);
+      context.font = `600 ${12 * ratio}px system-ui, sans-serif`;
+      context.lineWidth = 3 * ratio;
+      context.strokeStyle = "rgba(0, 0, 0, .7)";
+      context.strokeText(`${mm} mm`, x + length + 7 * ratio, y + ratio);
+      context.fillStyle = "#fff";
+      context.fillText(`${mm} mm`, x + length + 7 * ratio, y + ratio);
     }
 
     // The slice, and the saliency over it, at one pixel a voxel.
     paint() {
       const { viewer } = this;
       const { codes } = viewer.scan;
-      const { gray, colors, opacity, threshold } = viewer;
+      const { gray, colors, opacity } = viewer;
       const over = this.layer && opacity > 0 ? this.layer.volume.codes : null;
-      // Opacity grows from the threshold up, so that the map's edge is no hard line that the model did not draw.
-      const alphas = new Float32Array(256);
-      for (let i = 0; i < 256; i++) {
-        const above = (i / 255 - threshold) / Math.max(1 - threshold, 1e-6);
-        alphas[i] = i === 0 || above < 0 ? 0 : opacity * Math.min(1, 0.25 + 1.5 * above);
-      }
+      const alphas = over ? this.layer.alphas : NO_ALPHAS;
       const out = this.pixels.data;
       eachPixel(viewer.space, viewer.slice, (index, pixel) => {
         const level = gray[codes[index]];
@@ -709,6 +940,7 @@
       this.watcher = new ResizeObserver(() => this.draw());
       this.watcher.observe(root);
       this.draw();
+      if (data.center) root.dataset.center = data.center.map((v) => Math.round(v * 10) / 10).join(",");
       root.dataset.ready = "true";
     }
 
@@ -740,6 +972,7 @@
       canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); pick(event); });
       canvas.addEventListener("pointermove", (event) => { if (event.buttons) pick(event); });
       canvas.addEventListener("pointerup", () => this.tell());
+      canvas.addEventListener("pointercancel", () => this.tell());
       const scroll = (by) => {
         const { axis, count } = space.depth;
         this.index[axis] = clamp(Math.round(this.index[axis]) + by, 0, count - 1);
@@ -825,11 +1058,11 @@
     }
     for (const root of document.querySelectorAll(".mst-viewer, .mst-locator")) {
       if (living.has(root)) continue;
-      const source = root.querySelector("script[type='application/json']");
+      const source = root.querySelector("template.mst-payload");
       if (!source) continue;
       let viewer;
       try {
-        const payload = JSON.parse(source.textContent);
+        const payload = JSON.parse(source.content.textContent);
         viewer = root.classList.contains("mst-viewer") ? new Viewer(root, payload) : new Locator(root, payload);
       } catch (error) {
         fail(root, error);
@@ -840,7 +1073,7 @@
     }
   }
 
-  window.MstViewer = { geometry, eachPixel, toVoxel, toWorld, colorTable };
+  window.MstViewer = { geometry, eachPixel, toVoxel, toWorld, colorTable, enlarge, quantile, otsu };
   const begin = () => {
     scanDocument();
     new MutationObserver(scanDocument).observe(document.body, { childList: true, subtree: true });

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from mst.data.examples import example_file, example_scan
 from playwright.sync_api import Page, expect
 from serving import serve_dashboard
+
+from mst.data.examples import example_file, example_scan
 
 pytestmark = pytest.mark.browser
 

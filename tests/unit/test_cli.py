@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mst.data.examples import example_file
 
 from mst.cli import main
 from mst.coordinates import parse_center
+from mst.data.examples import example_file
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from mst.data.examples import example_scan
 from test_preprocess import orientations, reorient
 
 import mst
+from mst.data.examples import example_scan
 from mst.models.loading import save_model
 from mst.prediction import DISCLAIMER
 from mst.preprocess import AXES

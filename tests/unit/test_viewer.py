@@ -1,0 +1,89 @@
+"""What is sent to the viewers: size, truth and bounds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mst.scan import Scan
+from mst.viewer import Layer, viewer_html, viewer_payload
+from mst.viewer.payload import locator_payload, unpack
+
+
+def _scan(shape: tuple[int, int, int], spacing: tuple[float, float, float] = (0.7, 0.7, 1.25)) -> Scan:
+    rng = np.random.default_rng(0)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = (-100, -50, 10)
+    return Scan(np.round(rng.normal(-600, 250, shape)).astype(np.float32), affine)
+
+
+def _map(shape: tuple[int, int, int], at: int = 7) -> np.ndarray:
+    volume = np.zeros(shape, np.float32)
+    volume[10:20, 10:20, at - 2 : at + 3] = 0.002
+    volume[14, 14, at] = 0.004
+    return volume
+
+
+def test_what_is_unpacked_is_what_was_packed() -> None:
+    scan = _scan((30, 28, 20))
+    payload = viewer_payload(scan, [Layer("mst", "m", _map(scan.shape))], plane="axial", window=(-1000, 200))
+    assert payload["shape"] == [30, 28, 20]
+    assert np.abs(unpack(payload["scan"], scan.shape) - scan.voxels).max() < 0.05
+    assert np.abs(unpack(payload["layers"][0], scan.shape) - _map(scan.shape)).max() < 0.004 / 255
+    assert payload["layers"][0]["max"] == pytest.approx(0.004)
+
+
+def test_the_region_is_shown_with_a_margin_and_keeps_its_place() -> None:
+    scan = _scan((100, 100, 60))
+    bounds = np.array([(40, 60), (30, 50), (20, 40)])
+    payload = viewer_payload(scan, [], plane="axial", window=(-1000, 200), bounds=bounds)
+    assert payload["first"] == [36, 26, 16]
+    assert payload["shape"] == [28, 28, 28]
+    assert np.allclose(np.array(payload["affine"])[:3, 3], scan.voxel_to_world((36, 26, 16)), atol=1e-3)
+    assert payload["region"] == [[4, 24], [4, 24], [4, 24]]
+
+
+@pytest.mark.parametrize("shape", [(224, 224, 32), (512, 512, 300), (51, 51, 51)])
+def test_a_payload_stays_below_two_and_a_half_megabytes(shape: tuple[int, int, int]) -> None:
+    scan = _scan(shape)
+    smooth = np.outer(np.hanning(shape[0]), np.hanning(shape[1]))[..., None] * np.hanning(shape[2])
+    maps = [Layer("mst", "m", smooth.astype(np.float32)), Layer("resnet", "r", smooth.astype(np.float32))]
+    payload = viewer_payload(scan, maps, plane="axial", window=(-1350, 150), unit="HU")
+    assert len(viewer_html(payload)) <= 2_500_000
+    small = locator_payload(scan, window=(-1350, 150), unit="HU", center=(0, 0, 0), box_mm=(48, 48, 48))
+    assert len(json.dumps(small)) <= 2_600_000
+
+
+def test_the_top_slice_is_the_most_weighted_one() -> None:
+    scan = _scan((30, 28, 20))
+    profile = np.zeros(20)
+    profile[11] = 1
+    layers = [Layer("mst", "m", _map(scan.shape), profile), Layer("resnet", "r", _map(scan.shape, at=4))]
+    payload = viewer_payload(scan, layers, plane="axial", window=(-1000, 200))
+    assert [layer["top"] for layer in payload["layers"]] == [11, 4]
+
+
+def test_values_that_are_no_numbers_are_noted_and_zero() -> None:
+    scan = _scan((30, 28, 20))
+    volume = _map(scan.shape)
+    volume[0, 0, 0] = np.nan
+    payload = viewer_payload(scan, [Layer("mst", "MST", volume)], plane="axial", window=(-1000, 200))
+    assert "not numbers" in payload["notes"][0]
+    assert unpack(payload["layers"][0], scan.shape)[0, 0, 0] == 0
+    json.loads(json.dumps(payload, allow_nan=False))
+
+
+def test_a_map_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="layer mst"):
+        viewer_payload(
+            _scan((9, 9, 9)), [Layer("mst", "m", np.zeros((8, 9, 9)))], plane="axial", window=(0, 1)
+        )
+
+
+def test_a_name_cannot_become_markup() -> None:
+    payload = viewer_payload(
+        _scan((9, 9, 9)), [], plane="axial", window=(0, 1), title="</template><img src=x>&lt;"
+    )
+    html = viewer_html(payload)
+    assert html.count("<img") == 0
+    assert html.count("</template>") == 1
