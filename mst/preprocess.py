@@ -137,7 +137,6 @@ def prepare(
     else:
         values = normalise_z_score(values, inside)
     padding = region.padding
-    values[padding] = 0.0
     mask = torch.from_numpy(padding)[None] if padding.any() else None
     return ModelInput(torch.from_numpy(values)[None, None], mask, region)
 

@@ -62,10 +62,9 @@ class ResNet3D(ScanClassifier):
     def features(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The last feature map: volume [B, 1, D, H, W] -> [B, channels, d, h, w], after the last ReLU.
 
-        Slices that are padding are set to zero: a convolution has no mask of its own.
+        A convolution cannot leave slices out: those that are padding are seen as `mst.preprocess` fills
+        them, with air in CT and the mean in MRI.
         """
-        if padding_mask is not None:
-            volume = volume.masked_fill(padding_mask[:, None, :, None, None], 0.0)
         model = self.model
         x = model.act(model.bn1(model.conv1(volume)))
         if not model.no_max_pool:

@@ -66,7 +66,10 @@ class Augmentation:
             raise ValueError(
                 f"augment has no setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
             )
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in (config or {}).items()})
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in (config or {}).items()
+        }
+        return cls(**settings)
 
     def intensity(self) -> Compose:
         """The part that changes values, for a volume [1, D, H, W]."""
@@ -147,7 +150,6 @@ def draw(
         values = values.clamp(-1, 1)
     values = torch.where(inside, values, outside)
     padding = ~inside_slices(index, case.volume(region).shape[0], mirrored)
-    values[padding] = 0.0  # as `mst.preprocess.prepare` leaves them
     mask = lookup(case.mask_volume(plane), index, mirrored=False, fill=True)[0] if with_mask else None
     return Sample(values.contiguous(), padding, mask, zoom)
 

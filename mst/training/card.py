@@ -1,4 +1,4 @@
-"""The model card of a checkpoint."""
+"""The model card of a checkpoint, written from the run's own figures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,137 @@ from pathlib import Path
 from typing import Any
 
 from mst.models.base import ScanClassifier
+from mst.models.slice_transformer import SliceTransformer
+from mst.tasks import get_task
 
 
 def write_card(model: ScanClassifier, config: dict[str, Any], metrics: dict[str, Any], folder: Path) -> Path:
+    """Writes README.md of a checkpoint folder.
+
+    Args:
+        model: the trained model.
+        config: of the run.
+        metrics: the content of metrics.json.
+        folder: the checkpoint's folder.
+    """
+    task = get_task(model.task)
+    kind = "Medical Slice Transformer" if isinstance(model, SliceTransformer) else "3D ResNet"
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    grid = task.grid.override(model.grid)
+    size = " x ".join(str(n) for n in grid.shape)
+    extent = " x ".join(
+        "the scan's own" if spacing is None else f"{count * spacing:g} mm"
+        for count, spacing in zip(grid.shape, grid.spacing_mm, strict=True)
+    )
+    text = f"""---
+license: mit
+library_name: medical-slice-transformer-dashboard
+pipeline_tag: image-classification
+tags:
+  - medical-imaging
+  - {task.key}
+  - explainability
+---
+
+# {config["name"]}
+
+A compact {kind} ({millions:.1f} million weights) for the question: {task.question}
+
+**Research and teaching tool. Not a medical device: never use it for diagnosis or treatment.**
+
+| | |
+| --- | --- |
+| Input | {size} voxels ({extent}), {task.plane} slices, {task.region} |
+| Output | {" or ".join(model.classes)}; saliency by {model.method} |
+| Method | Müller-Franzes et al., Medical Slice Transformer, arXiv 2411.15802; trained here from scratch, much smaller |
+
+## Data
+
+{metrics["dataset"]}
+
+Trained on {metrics["n_trained_on"]} cases ({_counts(metrics["labels_trained_on"])}).
+
+## Training
+
+{_procedure(model, config)}
+
+## Figures
+
+{_figures(metrics, model.classes)}
+
+Command: `{metrics["command"]}` ({metrics["date"]}).
+
+## Limits
+
+- {_least(metrics)} cases of the rarer class: every figure above is uncertain, as its interval shows.
+- The labels are radiologists' ratings, not pathology.
+- The crops come from one collection, round lesions that somebody had marked. The model never saw a region without a
+  lesion, other scanners or other populations, and nobody has validated it elsewhere.
+- The user must point at the lesion; the answer changes with the place that is chosen.
+- Saliency shows what the model attended to. It is neither an outline of a lesion nor a reason.
+
+## Intended use
+
+Teaching and research on how such models look at scans. Never for decisions about a patient.
+"""
     path = folder / "README.md"
-    path.write_text("", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
+
+
+def _procedure(model: ScanClassifier, config: dict[str, Any]) -> str:
+    training = config["training"]
+    steps = [
+        f"Soft labels from the rating, balanced classes, {training['steps']} steps of {training['batch']} volumes with "
+        f"AdamW (learning rate {training['learning_rate']:g}), random shifts, turns, flips, magnification and noise. "
+        "The schedule is fixed: no step was chosen by a held-out score."
+    ]
+    if isinstance(model, SliceTransformer) and config.get("pretraining"):
+        before = config["pretraining"]["training"]
+        steps.insert(
+            0,
+            "The 2D encoder was pre-trained first, on single slices in all three planes, to tell which patches hold "
+            f"the lesion, whether the slice shows it and how large it is ({before['steps']} steps of "
+            f"{before['batch']} x {config['pretraining'].get('slices', 8)} slices). The lesion masks were used for "
+            "that alone; the saliency map itself was never trained.",
+        )
+    return "\n\n".join(steps)
+
+
+def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
+    if metrics.get("auc") is None:
+        return f"None: {metrics['protocol']}."
+    low, high = metrics["auc_ci95"]
+    rows = [
+        ("AUC, pooled over the folds", f"{metrics['auc']:.2f} (95% CI {low:.2f} to {high:.2f})"),
+        ("AUC, mean over the folds", f"{metrics['auc_folds_mean']:.2f} (SD {metrics['auc_folds_sd']:.2f})"),
+        ("AUC with the region up to 10 mm off-centre", f"{metrics['auc_off_centre']:.2f}"),
+    ]
+    for key, name in (
+        ("baseline_diameter_auc", "AUC of the lesion's diameter alone, for comparison"),
+        ("pointing_off_centre", "saliency's maximum within 2 mm of the mask, region off-centre"),
+        ("top_slice_off_centre", "most weighted slice shows the lesion, region off-centre"),
+    ):
+        if metrics.get(key) is not None:
+            value = metrics[key]
+            rows.append((name, f"{value:.2f}" if key.startswith("baseline") else f"{100 * value:.0f}%"))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    counts = (
+        f"{metrics[f'n_{classes[0]}']} {classes[0]} and {metrics[f'n_{classes[-1]}']} {classes[-1]} cases"
+    )
+    verdict = ""
+    if low <= 0.5:
+        verdict = (
+            "\n\nThe interval reaches 0.5: on these cases the model is not shown to be better than chance."
+        )
+    elif metrics.get("baseline_diameter_auc", 0) > metrics["auc"]:
+        verdict = "\n\nThe lesion's diameter alone separates these cases better than this model does."
+    return f"{metrics['protocol']}\n\nOn {counts}:\n\n| | |\n| --- | --- |\n{table}{verdict}"
+
+
+def _counts(labels: dict[str, int]) -> str:
+    return ", ".join(f"{count} {label}" for label, count in labels.items())
+
+
+def _least(metrics: dict[str, Any]) -> int:
+    return min(metrics["labels_trained_on"].values())

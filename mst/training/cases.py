@@ -67,7 +67,7 @@ class LoadedCase:
             return 0.5
         return self.task.classes.index(self.case.label) / (len(self.task.classes) - 1)
 
-    def prepare(self, grid: dict, offset_mm: Sequence[float] = (0.0, 0.0, 0.0)) -> ModelInput:
+    def prepare(self, grid: dict, offset_mm: Sequence[float] | np.ndarray = (0.0, 0.0, 0.0)) -> ModelInput:
         """The model's input without any augmentation, through the path that the dashboard takes."""
         return prepare(self.scan, self.task, self.center + np.asarray(offset_mm), grid)
 

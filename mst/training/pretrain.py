@@ -28,7 +28,8 @@ class DensePretraining(nn.Module):
 
     def __init__(self, encoder: dict[str, Any], ratings: int, patch_weight: float = 4.0) -> None:
         super().__init__()
-        self.encoder = Dinov2Model(Dinov2Config(attn_implementation="sdpa", **encoder))
+        settings: dict[str, Any] = {"attn_implementation": "sdpa", **encoder}
+        self.encoder = Dinov2Model(Dinov2Config(**settings))
         width = self.encoder.config.hidden_size
         self.patch_head = nn.Linear(width, 1)
         self.slice_head = nn.Linear(width, 1 + ratings)
@@ -48,7 +49,7 @@ class DensePretraining(nn.Module):
         patch_logits = self.patch_head(out.last_hidden_state[:, 1:])[..., 0]
         slice_logits = self.slice_head(out.pooler_output)
         share, shown = patches.flatten(0, 1).flatten(1), (area > MIN_AREA).flatten()
-        loss = cross_entropy(patch_logits, share, pos_weight=self.patch_weight)
+        loss = cross_entropy(patch_logits, share, pos_weight=torch.as_tensor(self.patch_weight))
         loss = loss + cross_entropy(slice_logits[:, 0], shown.float())
         targets = ratings[:, None].expand(-1, area.shape[1], -1).flatten(0, 1)
         known = shown[:, None] & ~targets.isnan()

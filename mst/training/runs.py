@@ -197,9 +197,11 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     encoder = train_encoder(study, config["pretraining"], part) if config.get("pretraining") else None
     folder, done = study.folder(config, part)
     if done:
-        return load_model(folder / "model")
+        model = load_model(folder / "model")
+        _evaluate(study, model, part, folder)
+        return model
     print(f"{config['name']} {part}", flush=True)
-    cases, held_out = study.part_cases(part)
+    cases, _ = study.part_cases(part)
     training, seed = config["training"], int(config.get("seed", 0))
     set_seed(seed)
     model = build_model(config, study)
@@ -218,12 +220,18 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     log = fit(model, samples, folder, training, seed)
     model = model.cpu().eval()
     save_model(model, folder / "model")
-    if held_out:
+    _evaluate(study, model, part, folder)
+    _write_json({"log": log}, folder / DONE)
+    return model
+
+
+def _evaluate(study: Study, model: ScanClassifier, part: str, folder: Path) -> None:
+    """Predicts a part's held-out cases into predictions.csv, unless that is done already."""
+    held_out = study.part_cases(part)[1]
+    if held_out and not (folder / PREDICTIONS).is_file():
         rows = predict_cases(model, held_out)
         write_rows(rows, folder / PREDICTIONS)
         print(json.dumps(summarise([rows], study.task.classes)), flush=True)
-    _write_json({"log": log}, folder / DONE)
-    return model
 
 
 def build_model(config: Config, study: Study) -> ScanClassifier:

@@ -49,7 +49,8 @@ class StudyTrainer(Trainer):
         """AdamW; no weight decay on biases, norms and tokens (vectors and their like)."""
         if self.optimizer is None:
             groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-            for name, parameter in (model or self.model).named_parameters():
+            trained: Any = model or self.model
+            for name, parameter in trained.named_parameters():
                 if parameter.requires_grad:
                     decay = parameter.squeeze().ndim >= 2
                     groups.setdefault((name.startswith("encoder."), decay), []).append(parameter)
@@ -69,7 +70,7 @@ class StudyTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         # A process killed while it writes leaves a folder without this file, which `fit` does not go on from.
-        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+        (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

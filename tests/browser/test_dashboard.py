@@ -159,9 +159,9 @@ def test_a_phone_has_no_sideways_scrolling(page: Page, url: str, nodule: Path) -
 def test_the_web_api_gives_predictions(url: str, nodule: Path, tmp_path: Path) -> None:
     client = Client(url, verbose=False)
     record = client.predict(
-        scan=[handle_file(nodule)], task="chest-ct", center="1.5,-2,3", mask=None, api_name="/predict"
+        scan=[handle_file(nodule)], task="chest-ct", center="-66.5,12,-117", mask=None, api_name="/predict"
     )
-    assert record["region"]["center_mm"] == [1.5, -2.0, 3.0]
+    assert record["region"]["center_mm"] == [-66.5, 12.0, -117.0]
     assert set(record["models"]) == {"mst", "resnet"}
     scan = example_scan("chest-round")
     mask = np.zeros(scan.shape, np.uint8)
