@@ -1,0 +1,198 @@
+"""Training end to end on a few tiny simulated cases, and what keeps its figures honest."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mst.data import ManifestError, read_manifest
+from mst.data.simulator import Nodule, simulate_chest_ct
+from mst.models import load_model
+from mst.preprocess import prepare
+from mst.scan import write_nifti
+from mst.tasks import TASKS
+from mst.training.augment import Augmentation
+from mst.training.cases import load_cases, split
+from mst.training.datasets import SliceDraws, VolumeDraws
+from mst.training.runs import TrainingError, load_config, run
+
+CHEST = TASKS["chest-ct"]
+GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
+ENCODER = {
+    "name": "tiny-encoder",
+    "kind": "encoder",
+    "task": "chest-ct",
+    "grid": GRID,
+    "encoder": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 24,
+        "patch_size": 6,
+        "num_channels": 1,
+    },
+    "slices": 4,
+    "training": {"steps": 4, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
+}
+MST = {
+    "name": "tiny-mst",
+    "kind": "classifier",
+    "task": "chest-ct",
+    "folds": 2,
+    "cross_validate": True,
+    "pretraining": "encoder.yaml",
+    "model": {"architecture": "slice-transformer", "grid": GRID, "slice_heads": 2},
+    "keep_slices": 4,
+    "training": {"steps": 4, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
+}
+RESNET = {
+    "name": "tiny-resnet",
+    "kind": "classifier",
+    "task": "chest-ct",
+    "folds": 2,
+    "model": {"architecture": "resnet3d", "grid": GRID, "depth": 10, "width": 4, "first_kernel": 3},
+    "training": {"steps": 4, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight simulated nodules with masks; two of them of one patient."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for number in range(8):
+        malignant = number % 2
+        nodule = Nodule(8 + 8 * malignant, spiculation=0.5 * malignant)
+        scan, mask = simulate_chest_ct(number, nodule, (48, 48, 24), (1.2, 1.2, 2.4))
+        write_nifti(scan.voxels, scan.affine, folder / f"i{number}.nii.gz")
+        write_nifti(mask, scan.affine, folder / f"m{number}.nii.gz")
+        label = ("benign", "malignant")[malignant]
+        patient = "p0" if number < 2 else f"p{number}"
+        rows.append(
+            [f"c{number}", patient, f"i{number}.nii.gz", f"m{number}.nii.gz", 1 + 4 * malignant, label]
+        )
+    with (folder / "cases.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["case", "patient", "image", "mask", "malignancy", "label"], *rows])
+    return folder
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    for name, config in (("encoder", ENCODER), ("mst", MST), ("resnet", RESNET)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_no_patient_is_on_both_sides_of_a_split(data: Path) -> None:
+    cases = read_manifest(data, CHEST.classes)
+    held_out = []
+    for fold in range(2):
+        training, validation = split(cases, 2, fold, 0)
+        assert not {cases[i].patient for i in training} & {cases[i].patient for i in validation}
+        assert (training, validation) == split(cases, 2, fold, 0)
+        held_out += list(validation)
+    assert sorted(held_out) == list(range(8))
+
+
+def test_what_a_model_is_tested_on_takes_the_dashboards_path(data: Path) -> None:
+    case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
+    assert torch.equal(case.prepare(GRID).volume, prepare(case.scan, CHEST, case.center, GRID).volume)
+
+
+def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
+    case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, 0, 0, 0, 0)
+    sample = VolumeDraws([case], GRID, still, 1)[0]
+    given = case.prepare(GRID).volume[0]
+    # The model's input is smoothed where the grid is coarser than the scan; a sample is not.
+    assert np.corrcoef(sample["volume"].ravel(), given.ravel())[0, 1] > 0.97
+
+
+def test_samples_depend_on_their_number_alone(data: Path) -> None:
+    cases = load_cases(read_manifest(data, CHEST.classes), CHEST)
+    first, second = (SliceDraws(cases, GRID, Augmentation(), 9, patch=6, slices=4) for _ in range(2))
+    second[3]
+    for key, value in first[5].items():
+        assert torch.allclose(value, second[5][key], equal_nan=True)
+    assert first[5]["slices"].shape == (4, 1, 24, 24)
+    assert first[5]["patches"].shape == (4, 4, 4)
+
+
+def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -> None:
+    run(load_config(configs / "mst.yaml"), data, configs / "out", configs / "runs", command="a command")
+    model = load_model(configs / "out")
+    assert model.classes == ["benign", "malignant"]
+    assert model.grid == GRID
+    metrics = json.loads((configs / "out" / "metrics.json").read_text())
+    assert metrics["n_benign"] == metrics["n_malignant"] == 4
+    assert metrics["auc_ci95"][0] <= metrics["auc"] <= metrics["auc_ci95"][1]
+    assert "cross-validation by patient" in metrics["protocol"]
+    card = (configs / "out" / "README.md").read_text()
+    assert f"{metrics['auc']:.2f}" in card
+    assert "Not a medical device" in card
+    assert card.startswith("---\nlicense: mit")
+
+
+def test_a_model_without_folds_claims_no_figure(data: Path, configs: Path) -> None:
+    run(load_config(configs / "resnet.yaml"), data, configs / "out", configs / "runs")
+    metrics = json.loads((configs / "out" / "metrics.json").read_text())
+    assert metrics["auc"] is None
+    assert "None: not evaluated" in (configs / "out" / "README.md").read_text()
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(data: Path, configs: Path) -> None:
+    config = load_config(configs / "resnet.yaml")
+    run(config, data, configs / "whole", configs / "one")
+    run(config, data, configs / "cut", configs / "two")
+    folder = configs / "two" / "tiny-resnet" / "all"
+    for name in ("done.json", "checkpoint-4/complete"):
+        (folder / name).unlink()
+    (folder / "model" / "model.safetensors").unlink()
+    run(config, data, configs / "again", configs / "two")
+    whole, again = load_model(configs / "whole"), load_model(configs / "again")
+    for name, weight in whole.state_dict().items():
+        assert torch.allclose(weight.float(), again.state_dict()[name].float(), atol=1e-5), name
+
+
+def test_a_run_with_other_settings_is_not_mixed_up(data: Path, configs: Path) -> None:
+    run(load_config(configs / "resnet.yaml"), data, configs / "out", configs / "runs")
+    other = load_config(configs / "resnet.yaml", ["training.steps=6"])
+    with pytest.raises(TrainingError, match="other settings"):
+        run(other, data, configs / "out", configs / "runs")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["case,image", "a,i0.nii.gz"], "no column label"),
+        (["case,image,label", "a,gone.nii,benign"], "row 2: the image file gone.nii"),
+        (["case,image,label", "a,i0.nii.gz,"], "row 2: the column label is empty"),
+        (["case,image,label", "a,i0.nii.gz,odd"], "none of benign"),
+        (["case,image,label", "a,i0.nii.gz,benign", "b,i1.nii.gz,benign"], "only the class benign"),
+        (["case,image,label", "a,i0.nii.gz,benign", "a,i1.nii.gz,malignant"], "is there already"),
+    ],
+)
+def test_a_bad_manifest_is_explained(data: Path, lines: list[str], message: str) -> None:
+    path = data / "bad.csv"
+    path.write_text("\n".join(lines))
+    try:
+        with pytest.raises(ManifestError, match=message):
+            read_manifest(path, CHEST.classes)
+    finally:
+        path.unlink()
+
+
+def test_a_wrong_config_is_explained(configs: Path) -> None:
+    with pytest.raises(TrainingError, match="no config"):
+        load_config(configs / "gone.yaml")
+    with pytest.raises(TrainingError, match="no setting"):
+        load_config(configs / "resnet.yaml", ["nonsense"])
+
+
+def test_the_shipped_configs_load() -> None:
+    study = load_config("all")
+    assert [step["name"] for step in study["steps"]] == ["chest-ct-mst", "chest-ct-resnet"]
