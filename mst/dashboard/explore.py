@@ -14,7 +14,7 @@ from gradio.utils import get_upload_folder
 
 from mst.coordinates import parse_center
 from mst.dashboard import cards
-from mst.dashboard.store import open_scan, recall, remember
+from mst.dashboard.store import belong_together, open_scan, recall, remember
 from mst.data.examples import EXAMPLES, example_file
 from mst.models import CheckpointError, list_checkpoints
 from mst.models.loading import checkpoint_grid
@@ -65,7 +65,7 @@ def build_explore_page() -> None:
                     visible=False,
                 )
                 pre = gr.File(
-                    label="Pre-contrast scan, if the upload is no subtraction",
+                    label="Pre-contrast scan (optional)",
                     file_count="multiple",
                     elem_id="pre",
                     visible=False,
@@ -99,12 +99,26 @@ def build_explore_page() -> None:
         api_visibility="private",
         show_progress="hidden",
     )
-    for trigger in (scan.change, task.change, pre.change):
+    uploaded = gr.State([])
+    show: dict[str, Any] = {
+        "fn": _show_scan,
+        "inputs": inputs,
+        "outputs": [status, locator],
+        "api_visibility": "private",
+    }
+    scan.change(
+        _newest_upload,
+        [scan, uploaded, task],
+        [scan, uploaded, center, results],
+        api_visibility="private",
+        show_progress="hidden",
+    ).then(**show, show_progress_on=[locator])
+    for trigger in (task.change, pre.change):
         trigger(
             lambda: ("", ""), None, [center, results], api_visibility="private", show_progress="hidden"
-        ).then(_show_scan, inputs, [status, locator], api_visibility="private", show_progress_on=[locator])
+        ).then(**show, show_progress_on=[locator])
     for trigger in (mask.change, side.change, center.submit):
-        trigger(_show_scan, inputs, [status, locator], api_visibility="private", show_progress="hidden")
+        trigger(**show, show_progress="hidden")
     for example, button in examples:
         button.click(
             lambda key=example.key: [str(example_file(key, _examples_folder()))],
@@ -169,6 +183,14 @@ def _choose_task(key: str) -> list[Any]:
         *(gr.update(**_checkpoint_choices(task, name)) for name in MODELS),
         *(gr.update(visible=example.task == key) for example in EXAMPLES),
     ]
+
+
+def _newest_upload(files: list[str] | None, before: list[str], key: str) -> tuple[Any, list[str], str, str]:
+    """(scan, uploaded, centre, results): Gradio adds an upload to what is there; a new scan should replace it."""
+    files = files or []
+    new = [file for file in files if file not in before]
+    kept = new if new and not belong_together(before, new, get_task(key)) else files
+    return (gr.skip() if kept == files else kept), kept, "", ""
 
 
 def _show_scan(

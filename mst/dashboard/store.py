@@ -15,6 +15,7 @@ from mst.tasks import Task
 
 MAX_SCAN_BYTES = 1_500_000_000
 MAX_RESULTS = 12
+WHOLE_SCANS = (".nii", ".nii.gz", ".nrrd", ".mha", ".zip")
 
 # A scan, its study, each model's prediction and the lesion mask, as `write_results` takes them.
 Result = tuple[Scan, Task, Mapping[str, Prediction], np.ndarray | None]
@@ -49,6 +50,18 @@ def open_scan(files: Sequence[str], task: Task, pre: Sequence[str] = ()) -> Scan
         while len(_scans) > 1 and sum(kept.voxels.nbytes for kept in _scans.values()) > MAX_SCAN_BYTES:
             _scans.popitem(last=False)
     return scan
+
+
+def belong_together(before: Sequence[str], new: Sequence[str], task: Task) -> bool:
+    """Whether files uploaded later add to those already there, rather than being another scan.
+
+    Slices of a DICOM series and a header with its data do; a volume or a zip is a scan of its own, except for
+    the second of two breast MRI scans (before and after contrast).
+    """
+    whole = [file for file in (*before, *new) if file.lower().endswith(WHOLE_SCANS)]
+    if task.key == "breast-mri" and len(before) == len(new) == 1:
+        return True
+    return not before or not whole
 
 
 def remember(session: str, result: Result) -> None:

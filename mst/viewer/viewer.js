@@ -1057,9 +1057,13 @@
       }
     }
     for (const root of document.querySelectorAll(".mst-viewer, .mst-locator")) {
-      if (living.has(root)) continue;
       const source = root.querySelector("template.mst-payload");
       if (!source) continue;
+      // A page may put new data into a root that it keeps: the viewer in it starts anew.
+      living.get(root)?.stop();
+      living.delete(root);
+      source.remove();
+      root.dataset.ready = "false";
       let viewer;
       try {
         const payload = JSON.parse(source.content.textContent);
@@ -1069,7 +1073,9 @@
         continue;
       }
       living.set(root, viewer);
-      viewer.start().catch((error) => fail(root, error));
+      viewer.start().catch((error) => {
+        if (living.get(root) === viewer) fail(root, error);
+      });
     }
   }
 

@@ -136,11 +136,38 @@ def test_bad_input_is_told_and_the_page_goes_on(
     _explain(page)
 
 
+def test_a_second_scan_replaces_the_first(page: Page, url: str, nodule: Path, tmp_path: Path) -> None:
+    page.goto(url)
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    _explain(page)
+    other = example_file("chest-spiculated", tmp_path)
+    _upload(page, other)
+    expect(page.locator("#status")).to_contain_text("simulated-chest-spiculated", timeout=30_000)
+    expect(page.locator("#results [data-testid=viewer]")).to_have_count(0)
+    bad = tmp_path / "cut.nii.gz"
+    bad.write_bytes(other.read_bytes()[:5000])
+    _upload(page, bad)
+    expect(page.locator("#status [role=alert]")).to_contain_text("cut.nii.gz", timeout=30_000)
+    expect(page.locator("#scan")).not_to_contain_text("spiculated")
+
+
+def test_choosing_a_side_redraws_the_locator(page: Page, url: str) -> None:
+    page.goto(url)
+    page.locator("#task input[value='breast-mri']").check()
+    page.get_by_role("button", name="Both breasts").click()
+    page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    page.locator("#side input[value='left']").check()
+    readout = page.locator("[data-testid=locator] .mstv-readout")
+    expect(readout).to_contain_text("x -81", timeout=30_000)
+    expect(page.locator("[data-testid=locator] canvas")).to_have_count(3)
+
+
 def test_a_study_without_a_model_shows_the_scan_and_says_how_to_get_one(page: Page, url: str) -> None:
     page.goto(url)
     page.locator("#task input[value='breast-mri']").check()
     expect(page.locator("#side")).to_be_visible()
-    page.locator("#examples button:visible").first.click()
+    page.get_by_role("button", name="Both breasts").click()
     page.wait_for_selector("[data-testid=locator]", timeout=60_000)
     page.click("#run")
     expect(page.locator("#results")).to_contain_text("train.py")
