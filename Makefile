@@ -1,11 +1,11 @@
-# make app, make test, make train, make bench: each sets up what it needs in .venv/.
+# make app, make test, make train: each sets up what it needs in .venv/.
 PYTHON ?= python3
 PORT ?= 7860
 HOST ?= 127.0.0.1
 DATA ?= ../shared/lidc-nodules
 BIN := .venv/bin
 
-.PHONY: app test test-slow lint train clean
+.PHONY: app test test-slow lint train figures screenshot clean
 
 app: .venv/.app
 	HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
@@ -19,10 +19,16 @@ test-slow: .venv/.test .venv/.browser
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mst app.py train.py
+	$(BIN)/mypy mst app.py train.py tools
 
 train: .venv/.app
 	$(BIN)/python train.py all --data $(DATA)
+
+figures: .venv/.app
+	$(BIN)/python tools/readme_figures.py
+
+screenshot: .venv/.test .venv/.browser
+	$(BIN)/python tools/screenshot.py
 
 clean:
 	rm -rf .venv

@@ -80,13 +80,7 @@ def no_checkpoint(task: Task) -> str:
 def prediction_cards(task: Task, results: Mapping[str, Prediction]) -> str:
     """Both models' probabilities as bars, with the checkpoint's name and its measured AUC."""
     first = next(iter(results.values()))
-    cards = "".join(_card(name, result) for name, result in results.items())
-    missing = "".join(
-        f'<article class="mst-card mst-card-missing"><h3>{escape(LABELS[name])}</h3>'
-        "<p>No checkpoint at hand for this study.</p></article>"
-        for name in LABELS
-        if name not in results
-    )
+    cards = "".join(_card(name, results[name]) if name in results else _missing(name) for name in LABELS)
     agree = {result.prediction for result in results.values()}
     verdict = ""
     if len(results) > 1:
@@ -98,9 +92,16 @@ def prediction_cards(task: Task, results: Mapping[str, Prediction]) -> str:
     return f"""
 <section class="mst-predictions" aria-label="Predictions">
   <div class="mst-question"><h2>{escape(task.question)}</h2><p>{verdict} {escape(first.spot.text)}</p></div>
-  <div class="mst-cards">{cards}{missing}</div>
+  <div class="mst-cards">{cards}</div>
 </section>
 """
+
+
+def _missing(name: str) -> str:
+    return (
+        f'<article class="mst-card"><h3>{escape(LABELS[name])}</h3>'
+        "<p>No checkpoint at hand for this study.</p></article>"
+    )
 
 
 def _card(name: str, result: Prediction) -> str:

@@ -297,12 +297,13 @@
           input.setAttribute("aria-valuetext", words(this[key]));
           this.setAlphas();
           this.panels.forEach((panel) => panel.drawBar());
+          if (this.view3d) this.moveSurfaces();
           this.later();
         });
-        return element("label", { class: "mstv-range" }, element("span", {}, label), input, out);
+        return element("label", { class: `mstv-range${key === "share" ? "" : " mstv-only-2d"}` }, element("span", {}, label), input, out);
       };
       const outline = this.mask
-        ? element("label", { class: "mstv-check" },
+        ? element("label", { class: "mstv-check mstv-only-2d" },
             element("input", { type: "checkbox", checked: "", onchange: (e) => { this.outline = e.target.checked; this.draw(); } }),
             "Lesion outline")
         : null;
@@ -315,8 +316,8 @@
       }, "?");
       const toolbar = element("div", { class: "mstv-toolbar" },
         element("div", { class: "mstv-tabs", role: "tablist", "aria-label": "View" }, ...this.tabs),
-        element("label", { class: "mstv-select" }, element("span", {}, "Window"), this.windowSelect),
-        this.layers.length ? element("label", { class: "mstv-select" }, element("span", {}, "Colours"), colorSelect) : null,
+        element("label", { class: "mstv-select mstv-only-2d" }, element("span", {}, "Window"), this.windowSelect),
+        this.layers.length ? element("label", { class: "mstv-select mstv-only-2d" }, element("span", {}, "Colours"), colorSelect) : null,
         this.layers.length ? range("Opacity", "opacity", "opacity", percent) : null,
         this.layers.length ? range("Show top", "share", "threshold", percent) : null,
         outline, this.helpButton);
@@ -540,8 +541,11 @@
     }
 
     recolor() {
-      this.panels.forEach((panel) => panel.recolor());
       this.drawChart();
+      if (!this.solidPlot) return;
+      const { muted } = theme(this.root);
+      this.Plotly.relayout(this.solidPlot, Object.fromEntries(
+        ["font", "scene.xaxis", "scene.yaxis", "scene.zaxis"].map((part) => [`${part}.color`, muted])));
     }
 
     // ---- 3D
@@ -560,15 +564,34 @@
       if (!this.view3d) {
         this.panels.forEach((panel) => panel.resize());
         this.draw();
-      } else if (!this.solidPlot) await this.buildSolid();
-      else {
+        return;
+      }
+      // Once only, even when the tab is left and opened again while the surfaces are still being made.
+      this.building ??= this.buildSolid().catch((error) => {
+        console.error(error);
+        this.solid.replaceChildren(element("p", { class: "mstv-note", role: "alert" },
+          "The 3D view could not be drawn. The 2D view shows the same maps."));
+        this.root.dataset.solid = "unavailable";
+      });
+      await this.building;
+      if (!this.solidPlot || !this.view3d) return;
+      this.Plotly.Plots.resize(this.solidPlot);
+      this.moveSurfaces();
+      this.movePlane();
+    }
+
+    // The threshold's surfaces, once it has come to rest: each costs a tenth of a second and more.
+    moveSurfaces() {
+      if (!this.solidPlot) return;
+      clearTimeout(this.moving);
+      this.moving = setTimeout(() => {
         this.layers.forEach((layer, i) => {
           const level = this.solidLevel(layer);
+          if (level === layer.level) return;
+          layer.level = level;
           this.Plotly.restyle(this.solidPlot, { isomin: level, isomax: level }, [1 + i]);
         });
-        this.movePlane();
-        this.Plotly.Plots.resize(this.solidPlot);
-      }
+      }, 150);
     }
 
     async buildSolid() {
@@ -601,9 +624,11 @@
       });
       const [low, high] = this.data.window;
       const level = this.data.unit === "HU" && low < -300 ? -300 : otsu(coarse.scan.map((v) => clamp(v, low, high)));
-      const shades = [trace(coarse.scan, level, "#9aa3b2", 0.16, "scan")];
-      this.layers.forEach((layer, i) =>
-        shades.push(trace(coarse.layers[i], this.solidLevel(layer), MODEL_COLORS[layer.key] || "#fff", 0.5, SHORT[layer.key] || layer.key)));
+      const shades = [trace(coarse.scan, level, "#9aa3b2", 0.24, "scan")];
+      this.layers.forEach((layer, i) => {
+        layer.level = this.solidLevel(layer);
+        shades.push(trace(coarse.layers[i], layer.level, MODEL_COLORS[layer.key] || "#fff", 0.5, SHORT[layer.key] || layer.key));
+      });
       const { muted } = theme(this.root);
       this.planeTrace = shades.length;
       shades.push({ type: "scatter3d", mode: "lines", ...this.planeLines(), line: { color: "#4c8dff", width: 4 }, hoverinfo: "skip", showlegend: false });
@@ -611,7 +636,7 @@
       await this.Plotly.newPlot(plot, shades, {
         margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", font: { color: muted, size: 11 },
         scene: { aspectmode: "data", xaxis: axis("left – right (mm)"), yaxis: axis("back – front (mm)"), zaxis: axis("foot – head (mm)"),
-          camera: { eye: { x: -1.3, y: 1.3, z: 0.8 } } },
+          camera: { eye: { x: -1.45, y: 1.45, z: 0.85 }, center: { x: 0, y: 0, z: -0.12 } } },
       }, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["tableRotation", "resetCameraLastSave3d"] });
       this.solidPlot = plot;
       this.root.dataset.solid = "ready";
@@ -667,6 +692,7 @@
       this.stopper.abort();
       this.watcher?.disconnect();
       this.themed?.disconnect();
+      clearTimeout(this.moving);
       cancelAnimationFrame(this.frame);
       this.panels.forEach((panel) => this.Plotly?.purge(panel.plot));
       if (this.solidPlot) this.Plotly.purge(this.solidPlot);
@@ -775,8 +801,6 @@
       if (!this.frame.clientWidth || !this.plot._fullLayout) return;
       Promise.resolve(this.viewer.Plotly.Plots.resize(this.plot)).then(() => this.draw());
     }
-
-    recolor() {}
 
     drawBar() {
       if (!this.layer) return;
