@@ -32,8 +32,8 @@ def figures() -> str:
         if m["auc"] < m["baseline_diameter_auc"]:
             verdicts.append(f"- The nodule's diameter alone separates them better than the {NAMES[name]}.")
     lines = [
-        f"Benign against malignant, {first['n_benign']} and {first['n_malignant']} nodules of as many patients, five-fold "
-        "cross-validation by patient; the shipped weights were then trained on all cases in the same way.",
+        f"Benign against malignant, {first['n_benign']} and {first['n_malignant']} nodules of as many patients, five-"
+        "fold cross-validation by patient; the shipped weights were then trained on all cases in the same way.",
         "",
         "| | AUC (95% CI) | AUC, region up to 10 mm off-centre | saliency's maximum in the nodule, off-centre | "
         "most weighted slice in the nodule, off-centre |",
