@@ -19,7 +19,7 @@ MAX_BYTES = 2_500_000  # of one payload, as text
 MAX_VOXELS = 4_000_000  # more is not worth trying to fit
 MIN_LEVELS = 100  # grey levels that 8 bits must leave within the first window
 MAX_LOCATOR_SIDE = 160
-MAX_LOCATOR_VOXELS = 2_000_000
+MAX_LOCATOR_VOXELS = 1_800_000  # 2.4 MB where noise leaves nothing to compress
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,48 @@ def test_the_third_dimension_is_drawn_or_its_absence_explained(report: Page) -> 
     expect(report.locator("[data-panel=mst]")).to_be_visible()
 
 
+def test_the_third_dimension_is_explained_once_however_often_it_is_opened(report: Page) -> None:
+    for _ in range(3):
+        report.get_by_role("tab", name="3D").click()
+        expect(report.locator("[data-testid=viewer]")).to_have_attribute(
+            "data-solid", re.compile("ready|unavailable"), timeout=60_000
+        )
+        report.get_by_role("tab", name="2D").click()
+    assert report.locator(".mstv-solid-plot, .mstv-note").count() == 1
+
+
+def test_the_threshold_hides_all_but_the_top_share(page: Page, tmp_path: Path) -> None:
+    ramp = np.zeros(SHAPE, np.float32)
+    ramp[:] = np.linspace(0.01, 1, SHAPE[0])[:, None, None]
+    payload = viewer_payload(marked_scan(), [Layer("mst", "m", ramp)], plane="axial", window=(-1000, 200))
+    path = tmp_path / "ramp.html"
+    path.write_text(report_html(PREDICTION, payload, title="A ramp"), encoding="utf-8")
+    page.goto(path.as_uri())
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]")
+    shares = []
+    for share in (50, 10):
+        page.locator("[data-control=threshold]").fill(str(share))
+        page.wait_for_timeout(200)
+        shown = picture(page, "mst")
+        middle = shown[shown.shape[0] // 3]
+        # A single panel is wider than the slice: black lies beside it.
+        lit = middle[middle.max(axis=1) > 30]
+        shares.append(float((np.ptp(lit, axis=1) > 8).mean()))
+    # The map grows to the patient's right, which is on the left of the screen.
+    assert shares == pytest.approx([0.5, 0.1], abs=0.06)
+
+
+def test_a_root_that_leaves_the_page_is_cleaned_up(report: Page) -> None:
+    errors: list[str] = []
+    report.on("pageerror", lambda error: errors.append(str(error)))
+    report.evaluate("window.kept = document.querySelector('.mst-viewer'); kept.remove()")
+    report.wait_for_timeout(100)
+    before = report.evaluate("kept.dataset.slice")
+    report.keyboard.press("ArrowRight")
+    assert report.evaluate("kept.dataset.slice") == before
+    assert errors == []
+
+
 def test_a_report_escapes_what_a_file_says(report: Page) -> None:
     assert report.locator("dd b").count() == 0
     expect(report.locator("dl")).to_contain_text("marked <b>scan</b>")
