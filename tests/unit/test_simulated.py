@@ -73,10 +73,10 @@ def test_an_outline_becomes_its_shape(database: Path) -> None:
 
 def test_patients_of_known_nodules_are_found(database: Path) -> None:
     outlines = read_outlines(database)
-    assert matching_patients(
-        outlines, [({"malignancy": 5.0, "spiculation": 4.0, "diameter_mm": 15.0}, 15.0)]
-    ) == {"LIDC-IDRI-0001"}
-    assert matching_patients(outlines, [({"malignancy": 5.0}, 6.0)]) == set()
+    rated = {"malignancy": 5.0, "spiculation": 4.0, "margin": 3.0, "texture": 5.0, "diameter_mm": 15.0}
+    assert matching_patients(outlines, [(rated, 15.0)]) == {"LIDC-IDRI-0001"}
+    assert matching_patients(outlines, [(rated, 6.0)]) == set()
+    assert matching_patients(outlines, [({"malignancy": 5.0}, 15.0)]) == set()  # would fit anybody
 
 
 def test_a_missing_or_foreign_database_is_explained(tmp_path: Path) -> None:
