@@ -48,7 +48,11 @@ def build_explore_page() -> None:
             )
             gr.HTML(cards.FORMATS, padding=False, apply_default_css=False)
             with gr.Group(elem_id="examples"):
-                gr.HTML('<p class="mst-label">Or open a simulated example</p>', padding=False, apply_default_css=False)
+                gr.HTML(
+                    '<p class="mst-label">Or open a simulated example</p>',
+                    padding=False,
+                    apply_default_css=False,
+                )
                 examples = [
                     (e, gr.Button(e.title, size="sm", visible=e.task == tasks[0].key)) for e in EXAMPLES
                 ]
