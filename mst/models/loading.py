@@ -22,10 +22,12 @@ from safetensors import SafetensorError
 
 from mst.models.base import ScanClassifier
 from mst.models.resnet3d import ResNet3D
+from mst.models.resnet_slices import ResNetSliceTransformer
 from mst.models.slice_transformer import SliceTransformer
 
 ARCHITECTURES: dict[str, type[ScanClassifier]] = {
     "slice-transformer": SliceTransformer,
+    "resnet-slice-transformer": ResNetSliceTransformer,
     "resnet3d": ResNet3D,
 }
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.json"
@@ -101,7 +103,7 @@ def list_checkpoints(task: str | None = None) -> dict[str, list[Path]]:
         task: only those for this study.
 
     Returns:
-        {"slice-transformer": [folders], "resnet3d": [folders]}, each sorted by name.
+        An entry for each of `ARCHITECTURES`, such as {"slice-transformer": [folders], ...}, sorted by name.
     """
     found: dict[str, list[Path]] = {architecture: [] for architecture in ARCHITECTURES}
     for config_file in sorted(checkpoints_folder().glob(f"*/{CONFIG}")):

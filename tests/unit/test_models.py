@@ -138,4 +138,4 @@ def test_checkpoints_are_listed_by_study(small_mst, small_resnet, tmp_path: Path
     monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
     assert [p.name for p in list_checkpoints("chest-ct")["slice-transformer"]] == ["one"]
     assert [p.name for p in list_checkpoints("chest-ct")["resnet3d"]] == ["two"]
-    assert list_checkpoints("knee-mri") == {"slice-transformer": [], "resnet3d": []}
+    assert not any(list_checkpoints("knee-mri").values())
