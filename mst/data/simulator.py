@@ -51,44 +51,77 @@ def simulate_chest_ct(
         the centre.
     """
     rng = np.random.default_rng(seed)
-    x, y, z = _axes(shape, spacing)
-    points = np.stack(np.broadcast_arrays(x, y, z))
-    lung = LUNG + 22 * _texture(rng, shape, spacing, 7.0) + 16 * _texture(rng, shape, spacing, 1.6)
-
     extent = np.array(shape) * spacing / 2
-    wall = extent[0] - (22 if nodule.pleural else 17)
-    # The chest wall is on the patient's right: a bulge of a large circle that runs obliquely.
-    curve_center = np.array([wall - 118.0, -12.0, 0.0])
-    outward = np.sqrt(
-        (points[0] - curve_center[0]) ** 2 + (points[1] - curve_center[1]) ** 2 + (0.25 * points[2]) ** 2
-    )
-    outward = outward - 118.0 + 1.2 * _texture(rng, shape, spacing, 12.0)
-
+    block = lung_block(rng, shape, spacing, wall_mm=22 if nodule.pleural else 17)
     center = rng.uniform(-5, 5, 3)
     if nodule.pleural:
-        center[0] = wall - nodule.diameter_mm * 0.5 - 5
+        center[0] = extent[0] - 22 - nodule.diameter_mm * 0.5 - 5
         center[1] = rng.uniform(-10, 0)
-    distance = _nodule_distance(rng, points, center, nodule, spacing)
-
-    vessels = np.full(shape, 1e3, np.float32)
-    airways = np.full(shape, 1e3, np.float32)
-    for _ in range(16):
-        start = np.array([-extent[0], rng.uniform(-0.8, 0.8) * extent[1], rng.uniform(-0.9, 0.9) * extent[2]])
-        heading = np.array([1.0, rng.normal(0, 0.35), rng.normal(0, 0.35)])
-        _grow(rng, vessels, airways, start, heading, rng.uniform(1.2, 2.9), shape, spacing, depth=0)
-    # Vessels thin out towards the pleura.
-    vessels = vessels + np.clip((outward + 9) * 0.16, 0, 4)
-
-    hu = _blend(lung, SOFT, vessels)
-    hu = _blend(hu, SOFT - 60, np.abs(airways) - 0.45)
-    hu = _blend(hu, AIR + 20, airways + 0.3)
-    inside = GROUND_GLASS + nodule.texture * (SOFT - GROUND_GLASS) + 18 * _texture(rng, shape, spacing, 1.4)
-    hu = _blend(hu, np.maximum(inside, hu), distance, EDGE_MM * (2.6 - 1.4 * nodule.texture))
-    hu = _blend(hu, _chest_wall(rng, points, outward), -outward)
-    hu = hu + _ct_noise(rng, shape, spacing)
+    distance = _nodule_distance(rng, block.points, center, nodule, spacing)
+    inside = (
+        GROUND_GLASS + nodule.texture * (SOFT - GROUND_GLASS) + 18 * texture_field(rng, shape, spacing, 1.4)
+    )
+    hu = blend(block.lung, np.maximum(inside, block.lung), distance, EDGE_MM * (2.6 - 1.4 * nodule.texture))
+    hu = blend(hu, block.wall, -block.outward)
+    hu = hu + NOISE_HU * ct_noise(rng, shape, spacing)
     affine = _affine(shape, spacing, middle=(-68.0, 14.0, -120.0))
     voxels = np.clip(np.round(hu), -1024, 1800).astype(np.float32)
     return Scan(voxels, affine, modality="CT", name="simulated chest CT"), distance < 0
+
+
+@dataclass(frozen=True)
+class LungBlock:
+    """A block of the right lung beside the chest wall, without a nodule and without noise.
+
+    Attributes:
+        points: millimetres from the block's middle, float32 [3, X, Y, Z].
+        lung: HU of lung, vessels and airways, float32 [X, Y, Z].
+        wall: HU of the chest wall, to be put where `outward` is positive.
+        outward: millimetres beyond the pleura; negative within the lung.
+    """
+
+    points: np.ndarray
+    lung: np.ndarray
+    wall: np.ndarray
+    outward: np.ndarray
+
+
+def lung_block(
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    wall_mm: float,
+    vessels: int = 16,
+) -> LungBlock:
+    """Draws a block of lung.
+
+    Args:
+        wall_mm: how far the chest wall reaches into the block, on the patient's right.
+        vessels: how many trees of vessels enter it.
+    """
+    x, y, z = _axes(shape, spacing)
+    points = np.stack(np.broadcast_arrays(x, y, z))
+    lung = LUNG + 22 * texture_field(rng, shape, spacing, 7.0) + 16 * texture_field(rng, shape, spacing, 1.6)
+    extent = np.array(shape) * spacing / 2
+    # The chest wall is on the patient's right: a bulge of a large circle that runs obliquely.
+    curve_center = np.array([extent[0] - wall_mm - 118.0, -12.0, 0.0])
+    outward = np.sqrt(
+        (points[0] - curve_center[0]) ** 2 + (points[1] - curve_center[1]) ** 2 + (0.25 * points[2]) ** 2
+    )
+    outward = outward - 118.0 + 1.2 * texture_field(rng, shape, spacing, 12.0)
+
+    tubes = np.full(shape, 1e3, np.float32)
+    airways = np.full(shape, 1e3, np.float32)
+    for _ in range(vessels):
+        start = np.array([-extent[0], rng.uniform(-0.8, 0.8) * extent[1], rng.uniform(-0.9, 0.9) * extent[2]])
+        heading = np.array([1.0, rng.normal(0, 0.35), rng.normal(0, 0.35)])
+        _grow(rng, tubes, airways, start, heading, rng.uniform(1.2, 2.9), shape, spacing, depth=0)
+    # Vessels thin out towards the pleura.
+    tubes = tubes + np.clip((outward + 9) * 0.16, 0, 4)
+    hu = blend(lung, SOFT, tubes)
+    hu = blend(hu, SOFT - 60, np.abs(airways) - 0.45)
+    hu = blend(hu, AIR + 20, airways + 0.3)
+    return LungBlock(points, hu, _chest_wall(rng, points, outward, spacing), outward)
 
 
 def simulate_breast_mri(
@@ -113,15 +146,17 @@ def simulate_breast_mri(
         depth = np.minimum(y - chest_front, front - y)
         breast = _soft(-depth, 1.2) * (reach > 0)
         gland = np.exp(-(((x - side * 74) / 38) ** 2 + ((y - 22) / 34) ** 2 + (z / 40) ** 2))
-        lace = _texture(rng, shape, spacing, 4.5)
+        lace = texture_field(rng, shape, spacing, 4.5)
         tissue += breast * (9 + 38 * gland * np.clip(lace + 0.35, 0, 1.6))
         skin = np.exp(-((front - y - 1.8) ** 2) / 3.0) * (reach > 0.02) * (y > chest_front)
         tissue += 30 * skin
     signal += tissue
     muscle = _soft(y - chest_front, 1.5) * _soft(chest_front - 26 - y, 2)
-    signal += muscle * (26 + 7 * _texture(rng, shape, spacing, 5.0))
+    signal += muscle * (26 + 7 * texture_field(rng, shape, spacing, 5.0))
     heart = ((x + 30) / 62) ** 2 + ((y + 86) / 44) ** 2 + (z / 80) ** 2
-    signal += 150 * _soft((np.sqrt(heart) - 1) * 40, 3) * (0.85 + 0.1 * _texture(rng, shape, spacing, 9.0))
+    signal += (
+        150 * _soft((np.sqrt(heart) - 1) * 40, 3) * (0.85 + 0.1 * texture_field(rng, shape, spacing, 9.0))
+    )
     vessels = np.full(shape, 1e3, np.float32)
     spare = np.full(shape, 1e3, np.float32)
     for side in (-1, 1):
@@ -157,13 +192,15 @@ def simulate_knee_mri(
     x, y, z = _axes(shape, spacing)
     radius = np.sqrt((x / 56) ** 2 + ((y + 2) / 60) ** 2)
     skin = (radius - 1) * 55
-    image = 175 * _soft(skin, 0.8) * (1 + 0.05 * _texture(rng, shape, spacing, 4.0))  # fat under the skin
+    image = (
+        175 * _soft(skin, 0.8) * (1 + 0.05 * texture_field(rng, shape, spacing, 4.0))
+    )  # fat under the skin
     muscle = np.sqrt(((x - 4) / 44) ** 2 + ((y + 26) / 30) ** 2) - 1
-    image = _blend(
-        image, 74 + 9 * _texture(rng, shape, spacing, 2.6), np.maximum(muscle * 30, 12 - np.abs(z)), 1.2
+    image = blend(
+        image, 74 + 9 * texture_field(rng, shape, spacing, 2.6), np.maximum(muscle * 30, 12 - np.abs(z)), 1.2
     )
     synovium = np.sqrt((x / 44) ** 2 + ((y - 4) / 40) ** 2 + (z / 44) ** 2) - 1
-    image = _blend(image, 120 + 12 * _texture(rng, shape, spacing, 3.0), synovium * 40, 1.5)
+    image = blend(image, 120 + 12 * texture_field(rng, shape, spacing, 3.0), synovium * 40, 1.5)
 
     condyles = np.minimum(
         *(
@@ -181,26 +218,26 @@ def simulate_knee_mri(
 
     cartilage = np.minimum(np.maximum(femur - 2.4, z - 26), np.maximum(tibia - 2.2, -12 - z))
     cartilage = np.minimum(cartilage, np.maximum(patella - 2.0, y - 40))
-    image = _blend(image, 138.0, cartilage, 0.6)
-    image = _blend(image, 26.0, np.maximum(tendon, np.abs(z - 8) - 42), 0.7)
+    image = blend(image, 138.0, cartilage, 0.6)
+    image = blend(image, 26.0, np.maximum(tendon, np.abs(z - 8) - 42), 0.7)
     tear = np.zeros(shape, bool)
     for side in (-1, 1):
         radial = np.sqrt(((x - side * 22) / 1.0) ** 2 + (y + 1) ** 2)
         height = np.clip((radial - 10) / 12, 0, 1) * 5.2 + 0.4
         wedge = np.maximum(np.abs(z + 3.2) - height, np.maximum(radial - 23.5, 9 - radial))
-        image = _blend(image, 22.0, wedge, 0.5)
+        image = blend(image, 22.0, wedge, 0.5)
         if side == 1:  # the medial side of a left knee lies to the patient's right
             line = np.maximum(np.abs(z + 3.4 - 0.35 * (radial - 18)) - 0.9, np.abs(radial - 18.5) - 4.5)
             line = np.maximum(line, y + 8)
-            image = _blend(image, 150.0, np.maximum(line, wedge), 0.5)
+            image = blend(image, 150.0, np.maximum(line, wedge), 0.5)
             tear |= np.broadcast_to((line < 0) & (wedge < 0), shape)
     ligament = np.maximum(np.abs(y + 0.75 * (z - 4)) - 3.2, np.maximum(np.abs(x + 2) - 6, np.abs(z - 5) - 18))
-    image = _blend(image, 34.0, ligament, 0.8)
+    image = blend(image, 34.0, ligament, 0.8)
     for bone in (femur, tibia, patella):
-        marrow = 150 * (1 + 0.07 * _texture(rng, shape, spacing, 2.0))
-        image = _blend(image, 28.0, bone, 0.5)
-        image = _blend(image, marrow, bone + 1.3, 0.6)
-    shade = 1 + 0.12 * _texture(rng, shape, spacing, 30.0)
+        marrow = 150 * (1 + 0.07 * texture_field(rng, shape, spacing, 2.0))
+        image = blend(image, 28.0, bone, 0.5)
+        image = blend(image, marrow, bone + 1.3, 0.6)
+    shade = 1 + 0.12 * texture_field(rng, shape, spacing, 30.0)
     noise = rng.normal(0, 5, shape) + 1j * rng.normal(0, 5, shape)
     blurred = gaussian_filter((image * shade).astype(np.float32), (0, 0.6, 0.6))
     voxels = np.round(np.abs(blurred + noise)).astype(np.float32)
@@ -230,7 +267,7 @@ def _soft(distance: np.ndarray, width: float = EDGE_MM) -> np.ndarray:
     return 1 / (1 + np.exp(np.clip(distance / width * 1.7, -40, 40)))
 
 
-def _blend(
+def blend(
     image: np.ndarray, value: np.ndarray | float, distance: np.ndarray, width: float = EDGE_MM
 ) -> np.ndarray:
     inside = _soft(distance, width)
@@ -242,7 +279,7 @@ def _smooth_union(first: np.ndarray, second: np.ndarray, width: float) -> np.nda
     return second * (1 - mix) + first * mix - width * mix * (1 - mix)
 
 
-def _texture(
+def texture_field(
     rng: np.random.Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float], size_mm: float
 ) -> np.ndarray:
     """A random field of unit variance with structures of about that size."""
@@ -252,14 +289,14 @@ def _texture(
     return field / max(float(field.std()), 1e-9)
 
 
-def _ct_noise(
+def ct_noise(
     rng: np.random.Generator, shape: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> np.ndarray:
-    """Noise of a filtered back-projection: little at low frequencies, blurred at the highest."""
+    """Noise of unit variance as of a filtered back-projection: little at low frequencies, blurred at the highest."""
     white = rng.standard_normal(shape).astype(np.float32)
     fine = gaussian_filter(white, [0.55 / s for s in spacing])
     noise = fine - 0.8 * gaussian_filter(white, [1.8 / s for s in spacing])
-    return NOISE_HU * noise / noise.std()
+    return noise / noise.std()
 
 
 def _nodule_distance(
@@ -294,18 +331,20 @@ def _nodule_distance(
     return distance
 
 
-def _chest_wall(rng: np.random.Generator, points: np.ndarray, outward: np.ndarray) -> np.ndarray:
+def _chest_wall(
+    rng: np.random.Generator, points: np.ndarray, outward: np.ndarray, spacing: tuple[float, float, float]
+) -> np.ndarray:
     """HU beyond the pleura: a thin layer of fat, muscle with ribs in it, fat under the skin."""
     shape = (outward.shape[0], outward.shape[1], outward.shape[2])
-    wall = SOFT + 14 + 12 * _texture(rng, shape, (0.8, 0.8, 1.25), 2.5)
-    wall = _blend(wall, FAT, np.abs(outward - 1.1) - 0.45, 0.6)
-    wall = _blend(wall, FAT + 12 * _texture(rng, shape, (0.8, 0.8, 1.25), 3.0), 15.5 - outward, 1.4)
+    wall = SOFT + 14 + 12 * texture_field(rng, shape, spacing, 2.5)
+    wall = blend(wall, FAT, np.abs(outward - 1.1) - 0.45, 0.6)
+    wall = blend(wall, FAT + 12 * texture_field(rng, shape, spacing, 3.0), 15.5 - outward, 1.4)
     for start in np.arange(-60, 90, 25.0):
         # Ribs run downwards to the front.
         middle = start - 0.45 * points[1]
         rib = np.sqrt(((outward - 6.8) / 3.9) ** 2 + ((points[2] - middle) / 6.8) ** 2)
-        wall = _blend(wall, CORTEX, (rib - 1) * 4.5, 0.6)
-        wall = _blend(wall, MARROW, (rib - 0.68) * 4.5, 0.7)
+        wall = blend(wall, CORTEX, (rib - 1) * 4.5, 0.6)
+        wall = blend(wall, MARROW, (rib - 0.68) * 4.5, 0.7)
     return wall
 
 

@@ -58,7 +58,7 @@ Trained on {metrics["n_trained_on"]} cases ({_counts(metrics["labels_trained_on"
 
 ## Training
 
-{_procedure(model, config)}
+{_procedure(config)}
 
 ## Figures
 
@@ -84,23 +84,34 @@ Teaching and research on how such models look at scans. Never for decisions abou
     return path
 
 
-def _procedure(model: ScanClassifier, config: dict[str, Any]) -> str:
+def _procedure(config: dict[str, Any]) -> str:
+    """One paragraph a stage, the earliest first."""
     training = config["training"]
-    steps = [
-        f"Soft labels from the rating, balanced classes, {training['steps']} steps of {training['batch']} volumes with "
-        f"AdamW (learning rate {training['learning_rate']:g}), random shifts, turns, flips, magnification and noise. "
-        "The schedule is fixed: no step was chosen by a held-out score."
-    ]
-    if isinstance(model, SliceTransformer) and config.get("pretraining"):
-        before = config["pretraining"]["training"]
-        steps.insert(
-            0,
-            "The 2D encoder was pre-trained first, on single slices in all three planes, to tell which patches hold "
-            f"the lesion, whether the slice shows it and how large it is ({before['steps']} steps of "
-            f"{before['batch']} x {config['pretraining'].get('slices', 8)} slices). The lesion masks were used for "
-            "that alone; the saliency map itself was never trained.",
+    before = config.get("pretraining")
+    paragraphs = [_procedure(before)] if before else []
+    shares = {"real": 1.0, "simulated": 0.0} | config.get("shares", {})
+    on = {
+        (True, False): "the real cases",
+        (False, True): f"{config.get('simulated', {}).get('cases', 0):,} simulated cases",
+    }.get((shares["real"] > 0, shares["simulated"] > 0), "real and simulated cases in turn")
+    rates = f"learning rate {training['learning_rate']:g}"
+    if "encoder_learning_rate" in training:
+        rates += f", {training['encoder_learning_rate']:g} for the encoder"
+    if config["kind"] == "encoder":
+        ratings = ", ".join(["its size", *config.get("ratings", {})])
+        paragraphs.append(
+            f"The 2D encoder, on {on}: single slices in all three planes, to tell which patches hold the lesion, "
+            f"whether the slice shows it, and what was rated of it ({ratings}); {training['steps']} steps of "
+            f"{training['batch']} x {config.get('slices', 8)} slices with AdamW ({rates}). The lesions' masks were "
+            "used for that alone; the saliency map itself was never trained."
         )
-    return "\n\n".join(steps)
+    else:
+        paragraphs.append(
+            f"The whole model, on {on}: soft labels from the rating of malignancy, {training['steps']} steps of "
+            f"{training['batch']} volumes with AdamW ({rates}), random shifts, turns, flips, magnification and noise. "
+            "The schedule is fixed: no step was chosen by a held-out score."
+        )
+    return "\n\n".join(paragraphs)
 
 
 def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
@@ -112,6 +123,14 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
         ("AUC, mean over the folds", f"{metrics['auc_folds_mean']:.2f} (SD {metrics['auc_folds_sd']:.2f})"),
         ("AUC with the region up to 10 mm off-centre", f"{metrics['auc_off_centre']:.2f}"),
     ]
+    if before := metrics.get("simulated_alone"):
+        low_before, high_before = before["auc_ci95"]
+        rows.append(
+            (
+                "AUC on the real cases before any of them was trained on",
+                f"{before['auc']:.2f} (95% CI {low_before:.2f} to {high_before:.2f})",
+            )
+        )
     for key, name in (
         ("baseline_diameter_auc", "AUC of the lesion's diameter alone, for comparison"),
         ("pointing_off_centre", "saliency's maximum within 2 mm of the mask, region off-centre"),

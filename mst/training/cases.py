@@ -78,7 +78,8 @@ class LoadedCase:
     def volume(self, region: Region) -> Tensor:
         """The whole scan along the region's axes, float32 [N0, N1, N2], smoothed as `mst.preprocess.sample` does.
 
-        It is kept: smoothing is the slow part of cutting out a sample.
+        It is kept, since smoothing is the slow part of cutting out a sample, and in half precision, since there
+        may be thousands of cases: that is less than 1 HU.
         """
         steps = tuple(abs(float(p[1] - p[0])) if len(p) > 1 else 1.0 for p in region.positions)
         key = (region.plane, steps)
@@ -88,16 +89,16 @@ class LoadedCase:
                 if step > 1:
                     sigma = np.sqrt((step**2 - 1) / (8 * np.log(2)))
                     values = gaussian_filter1d(values, sigma, axis=dimension, mode="nearest")
-            self._volumes[key] = torch.from_numpy(np.ascontiguousarray(values))
-        return self._volumes[key]
+            self._volumes[key] = torch.from_numpy(np.ascontiguousarray(values)).half()
+        return self._volumes[key].float()
 
     def mask_volume(self, plane: Plane) -> Tensor:
         """The mask along a plane's axes, float32 [N0, N1, N2]; zero where the case has none."""
         if plane not in self._masks:
             mask = np.zeros(self.scan.shape, bool) if self.mask is None else self.mask
-            values = mask.transpose([axis for axis, _ in AXES[plane]]).astype(np.float32)
+            values = mask.transpose([axis for axis, _ in AXES[plane]])
             self._masks[plane] = torch.from_numpy(np.ascontiguousarray(values))
-        return self._masks[plane]
+        return self._masks[plane].float()
 
 
 def load_cases(cases: Sequence[Case], task: Task) -> list[LoadedCase]:

@@ -20,6 +20,13 @@ from mst.training.cases import LoadedCase
 MAX_DIAMETER_MM = 40.0  # lesions of this size and larger count as 1
 
 
+def label_weights(cases: list[LoadedCase]) -> np.ndarray:
+    """Weights with which each class is drawn equally often, and cases of no class (indeterminate) half as often."""
+    labels = [case.case.label for case in cases]
+    classes = cases[0].task.classes
+    return np.array([(1.0 if label in classes else 0.5) / labels.count(label) for label in labels])
+
+
 class _Draws(Dataset):
     def __init__(
         self,
@@ -28,7 +35,7 @@ class _Draws(Dataset):
         augmentation: Augmentation,
         count: int,
         seed: int,
-        balanced: bool,
+        weights: np.ndarray | None,
     ) -> None:
         self.cases, self.grid, self.augmentation, self.count, self.seed = (
             cases,
@@ -38,15 +45,7 @@ class _Draws(Dataset):
             seed,
         )
         self.intensity = augmentation.intensity()
-        labels = [case.case.label for case in cases]
-        # Each class is drawn equally often; cases of no class (indeterminate), which teach less, half as often.
-        classes = cases[0].task.classes
-        weights = np.array(
-            [
-                (1.0 if label in classes else 0.5) / labels.count(label) if balanced else 1.0
-                for label in labels
-            ]
-        )
+        weights = np.ones(len(cases)) if weights is None else weights
         self.weights = weights / weights.sum()
 
     def __len__(self) -> int:
@@ -66,7 +65,7 @@ class VolumeDraws(_Draws):
         augmentation: see there.
         count: how many samples there are (steps times batch size).
         seed: of the row.
-        balanced: whether each label is drawn equally often (weighted sampling).
+        weights: how often each case is drawn, to a common factor; None: all equally often.
         keep_slices: how many of the D slices a sample keeps, one at a random place of each equal part; None
             keeps all. An MST's slices carry no order, so fewer of them train it at a part of the cost.
     """
@@ -78,10 +77,10 @@ class VolumeDraws(_Draws):
         augmentation: Augmentation,
         count: int,
         seed: int = 0,
-        balanced: bool = True,
+        weights: np.ndarray | None = None,
         keep_slices: int | None = None,
     ) -> None:
-        super().__init__(cases, grid, augmentation, count, seed, balanced)
+        super().__init__(cases, grid, augmentation, count, seed, weights)
         self.keep_slices = keep_slices
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -106,7 +105,7 @@ class SliceDraws(_Draws):
     """Slices with dense targets for the encoder.
 
     Args:
-        cases, grid, augmentation, count, seed, balanced: as in `VolumeDraws`.
+        cases, grid, augmentation, count, seed, weights: as in `VolumeDraws`.
         patch: size of the encoder's patches in pixels.
         slices: slices a sample, all of one case and plane.
         ratings: {column: [lowest, highest]} of the manifest's ratings to predict; a case may lack any.
@@ -122,9 +121,9 @@ class SliceDraws(_Draws):
         slices: int = 8,
         ratings: dict[str, list[float]] | None = None,
         seed: int = 0,
-        balanced: bool = True,
+        weights: np.ndarray | None = None,
     ) -> None:
-        super().__init__(cases, grid, augmentation, count, seed, balanced)
+        super().__init__(cases, grid, augmentation, count, seed, weights)
         self.patch, self.slices, self.ratings = patch, slices, ratings or {}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

