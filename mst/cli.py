@@ -115,10 +115,11 @@ def _predict(args: argparse.Namespace) -> int:
     for note in (*scan.notes, *scan_notes(scan, task)):
         print(f"note: {note}")
     print(next(iter(results.values())).spot.text)
-    width = max(len(LABELS[name]) for name in results)
+    titles = {name: result.title or LABELS[name] for name, result in results.items()}
+    width = max(map(len, titles.values()))
     for name, result in results.items():
         chances = "  ".join(f"{label} {p:.1%}" for label, p in result.probabilities.items())
-        print(f"{LABELS[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
+        print(f"{titles[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
     print(f"Wrote {args.out}/prediction.json, the saliency maps and report.html.")
     return 0
 

@@ -65,6 +65,7 @@ class Prediction:
         spot: where the region is centred, and who chose it.
         metrics: `saliency_metrics` against the mask; None without one.
         validation: the checkpoint's metrics.json ("auc", "protocol", ...); {} where there is none.
+        title: what people call the model, such as "Medical Slice Transformer with a 2D ResNet".
     """
 
     checkpoint: str
@@ -80,6 +81,7 @@ class Prediction:
     spot: Spot
     metrics: dict[str, Any] | None = None
     validation: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
 
 
 def predict(
@@ -278,6 +280,7 @@ def _predict_one(
         spot=spot,
         metrics=metrics,
         validation=checkpoint_metrics(checkpoint),
+        title=model.title,
     )
 
 

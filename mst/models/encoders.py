@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -36,6 +36,10 @@ SHAPE = (
     "hidden_act",
     "use_swiglu_ffn",
 )
+
+
+class EncoderError(ValueError):
+    """A pre-trained encoder that cannot be had; the message says why."""
 
 
 def paper_encoder(size: str = "s") -> dict[str, Any]:
@@ -122,13 +126,13 @@ def hub_encoder(source: str, image_size: int | None = None) -> tuple[dict[str, A
         config.json, so that a trained model needs the hub no more.
 
     Raises:
-        ValueError: it is no DINOv2, it cannot be reached, or it is damaged; the message says which.
+        EncoderError: it is no DINOv2, it cannot be reached, or it is damaged; the message says which.
     """
     try:
         config = AutoConfig.from_pretrained(source)
         kinds: dict[str, Any] = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
         if config.model_type not in kinds:
-            raise ValueError(
+            raise EncoderError(
                 f"{source} is a {config.model_type} model; an encoder must be a DINOv2, such as "
                 "facebook/dinov2-small or facebook/dinov2-with-registers-base"
             )
@@ -136,10 +140,12 @@ def hub_encoder(source: str, image_size: int | None = None) -> tuple[dict[str, A
         encoder: Any = kinds[config.model_type].from_pretrained(
             source, use_safetensors=True, dtype=torch.float32
         )
-    except (OSError, KeyError, RuntimeError, SafetensorError, httpx.HTTPError) as error:
+    except EncoderError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, httpx2.HTTPError) as error:
         what = "folder" if Path(source).is_dir() else "hub repository (or there is no connection to the hub)"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{source}: no DINOv2 encoder could be read from this {what}: {reason}") from error
+        raise EncoderError(f"{source}: no DINOv2 encoder could be read from this {what}: {reason}") from error
     settings = {key: getattr(config, key) for key in SHAPE if hasattr(config, key)}
     if count := registers(encoder):
         settings["num_register_tokens"] = count

@@ -152,7 +152,14 @@ def convert(
     source, folder, study = Path(source), Path(folder), get_task(task)
     _check_target(folder)
     published = read_published(source)
-    plan = plan_conversion(published)
+    try:
+        plan = plan_conversion(published)
+    except ConversionError as error:
+        raise ConversionError(f"{source.name} cannot be converted: {error}.") from error
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConversionError(
+            f"{source.name} cannot be converted: its tensors are not those of the paper's code ({error})."
+        ) from error
     names = list(classes or study.classes)
     count = plan.arguments.pop("outputs")
     if len(names) != count:
@@ -160,14 +167,25 @@ def convert(
             f"{source.name} has {count} outputs, but {'these are' if classes else study.key + ' has'} {len(names)} "
             f"classes ({', '.join(names)}); name them in order with --classes A,B,..."
         )
-    model = ARCHITECTURES[plan.architecture](task=study.key, classes=names, **plan.arguments)
-    missing, foreign = model.load_state_dict(plan.tensors, strict=False)
-    if missing or foreign:
-        first = (foreign or missing)[0]
+    try:
+        model = ARCHITECTURES[plan.architecture](task=study.key, classes=names, **plan.arguments)
+    except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ConversionError(
-            f"{source.name} is not a whole {plan.published}: the tensor {first} is "
-            f"{'not part of that model' if foreign else 'missing'}."
-        )
+            f"{source.name} cannot be converted: no {plan.published} has such tensors ({error})."
+        ) from error
+    wanted = model.state_dict()
+    for name in (*plan.tensors, *wanted):
+        if name not in plan.tensors or name not in wanted:
+            what = "missing" if name in wanted else "not part of that model"
+            raise ConversionError(
+                f"{source.name} is not a whole {plan.published}: the tensor {name} is {what}."
+            )
+        if plan.tensors[name].shape != wanted[name].shape:
+            raise ConversionError(
+                f"{source.name} is not a whole {plan.published}: the tensor {name} has the shape "
+                f"{list(plan.tensors[name].shape)}, not {list(wanted[name].shape)}."
+            )
+    model.load_state_dict(plan.tensors)
     save_model(model.eval(), folder)
     _write_metrics(source, published, plan, folder)
     _write_card(source, published, plan, model, study, folder)
@@ -212,6 +230,10 @@ def read_published(source: Path) -> Published:
         name = re.sub(r"(?:^|(?<=\.))(?:_orig_mod|module)\.", "", str(name))
         if not isinstance(value, Tensor) or name.startswith(("loss", "auc_roc", "acc.")):
             continue
+        stored = value.untyped_storage().nbytes() if value.layout == torch.strided else 0
+        if stored < value.numel() * value.element_size():
+            # A few bytes can claim to be a tensor of terabytes, which copying would make them.
+            raise ConversionError(f"{source.name}: the tensor {name} is larger than what is stored of it.")
         if value.is_floating_point():
             value = value.float()
             if not bool(torch.isfinite(value).all()):
@@ -237,7 +259,7 @@ def plan_conversion(published: Published) -> Plan:
     if rotary or any("rotary" in name for name in tensors):
         raise ConversionError(
             f"rotary_positional_encoding={rotary or 'on'} is not supported: the slice transformer here has learnt "
-            "slice positions or none."
+            "slice positions or none"
         )
     convolution = tensors.get("model.conv1.weight", tensors.get("model.0.conv1.weight"))
     if "encoder.patch_embed.proj.weight" in tensors:
@@ -437,9 +459,12 @@ def _depth(tensors: dict[str, Tensor], prefix: str) -> int:
 
 
 def _count(tensors: dict[str, Tensor], pattern: str) -> int:
-    """One more than the highest number that the pattern finds in the tensors' names."""
-    found = [int(match[1]) for name in tensors if (match := re.fullmatch(pattern, name))]
-    return max(found, default=-1) + 1
+    """How many numbers the pattern finds in the tensors' names; they must run from 0 on."""
+    found = {int(match[1]) for name in tensors if (match := re.fullmatch(pattern, name))}
+    if found != set(range(len(found))):
+        # A name with a large number must not make a model with as many layers.
+        raise ConversionError(f"the numbers in the names of its layers have gaps ({pattern})")
+    return len(found)
 
 
 def _refuse_settings(settings: dict[str, Any], known: Sequence[str]) -> None:

@@ -36,6 +36,7 @@ class ResNet3D(ScanClassifier):
     """
 
     method = "gradcam++"
+    title = "3D ResNet"
 
     def __init__(
         self,

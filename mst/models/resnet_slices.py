@@ -25,6 +25,7 @@ class ResNetSliceTransformer(SliceClassifier):
     """
 
     method = "gradcam++"
+    title = "Medical Slice Transformer with a 2D ResNet"
 
     def __init__(
         self,

@@ -56,6 +56,7 @@ class SliceTransformer(SliceClassifier):
     """
 
     method = "attention"
+    title = "Medical Slice Transformer"
 
     def __init__(
         self,
