@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.error("say what to do: " + ", ".join(("predict", "convert")))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for name in ("transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return args.run(args)
     except (ValueError, OSError) as error:  # ScanError and CheckpointError are ValueErrors

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import torch
-from huggingface_hub import get_token, hf_hub_download
+from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -146,7 +146,7 @@ def _read_config(name: str) -> dict[str, Any]:
         )
     else:
         try:
-            path = Path(hf_hub_download(name, CONFIG))
+            path = _hub_file(name, CONFIG)
         except (OSError, ValueError, httpx2.HTTPError) as error:
             raise _hub_error(name, error) from error
     try:
@@ -156,6 +156,22 @@ def _read_config(name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{name}: {CONFIG} does not hold a model's settings.")
     return config
+
+
+def _hub_file(name: str, file: str) -> Path:
+    """A repository's file, from the hub or, where the hub cannot be reached, from its cache on this machine.
+
+    `hf_hub_download` alone tries for half a minute to reach a hub that is not there; this asks once.
+    """
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file))
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        return Path(hf_hub_download(name, file, local_files_only=True))
+    except HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            raise
+        return Path(hf_hub_download(name, file, local_files_only=True))
+    return Path(hf_hub_download(name, file))
 
 
 def _hub_error(name: str, error: Exception) -> CheckpointError:
@@ -185,8 +201,8 @@ def _hub_error(name: str, error: Exception) -> CheckpointError:
         )
     elif isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | httpx2.TransportError):
         text = (
-            "is no folder here, and could not be downloaded: there is no connection to the hub; use a local "
-            "checkpoint folder instead"
+            "is no folder here, and could not be downloaded: there is no connection to the hub, or it does not "
+            "answer; use a local checkpoint folder instead"
         )
     elif isinstance(error, HFValidationError):
         text = "is neither a checkpoint folder nor a hub repository (owner/name)"
