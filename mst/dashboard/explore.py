@@ -17,7 +17,7 @@ from mst.dashboard import cards
 from mst.dashboard.store import belong_together, open_scan, recall, remember
 from mst.data.examples import EXAMPLES, example_file
 from mst.models import CheckpointError, list_checkpoints
-from mst.models.loading import checkpoint_grid
+from mst.models.loading import checkpoint_grid, checkpoints_folder
 from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
 from mst.preprocess import locate
 from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
@@ -302,7 +302,9 @@ def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
     folders = checkpoints_for(task, model)
     if not folders:
         return {"choices": [("none at hand", "")], "value": ""}
-    return {"choices": [(folder.name, str(folder)) for folder in folders], "value": str(folders[0])}
+    base = checkpoints_folder()
+    names = [(folder.relative_to(base).as_posix(), str(folder)) for folder in folders]
+    return {"choices": names, "value": str(folders[0])}
 
 
 def _box(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:

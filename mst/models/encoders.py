@@ -137,9 +137,13 @@ def hub_encoder(source: str, image_size: int | None = None) -> tuple[dict[str, A
                 "facebook/dinov2-small or facebook/dinov2-with-registers-base"
             )
         # safetensors alone: a pickle could run code
-        encoder: Any = kinds[config.model_type].from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32
+        loaded: tuple[Any, dict[str, Any]] = kinds[config.model_type].from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+        encoder, found = loaded
+        if found["missing_keys"]:  # transformers would leave them at random and only warn
+            missing = sorted(found["missing_keys"])
+            raise EncoderError(f"{source} lacks {len(missing)} of its weights, {missing[0]} among them")
     except EncoderError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, httpx2.HTTPError) as error:

@@ -89,7 +89,7 @@ def _pretrained_encoder(config: dict[str, Any] | None) -> str | None:
     while config:
         name = config.get("model", {}).get("encoder")
         if isinstance(name, str):
-            return name
+            return Path(name).name if Path(name).is_dir() else name
         config = config.get("pretraining")
     return None
 
