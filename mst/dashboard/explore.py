@@ -34,7 +34,7 @@ FILE_LABELS = ("MST saliency (NIfTI)", "ResNet saliency (NIfTI)", "prediction.js
 def build_explore_page() -> None:
     """Lays out the page inside an open `gr.Blocks` and wires it."""
     tasks = list(TASKS.values())
-    gr.HTML(cards.HEADER, padding=False)
+    gr.HTML(cards.HEADER, padding=False, apply_default_css=False)
     with gr.Row(elem_id="workspace", equal_height=False):
         with gr.Column(scale=1, min_width=300, elem_id="controls"):
             task = gr.Radio(
@@ -46,9 +46,13 @@ def build_explore_page() -> None:
                 elem_id="scan",
                 height=140,
             )
-            gr.HTML(cards.FORMATS, padding=False)
+            gr.HTML(cards.FORMATS, padding=False, apply_default_css=False)
             with gr.Group(elem_id="examples"):
-                gr.HTML('<p class="mst-label">Or open a simulated example</p>', padding=False)
+                gr.HTML(
+                    '<p class="mst-label">Or open a simulated example</p>',
+                    padding=False,
+                    apply_default_css=False,
+                )
                 examples = [
                     (e, gr.Button(e.title, size="sm", visible=e.task == tasks[0].key)) for e in EXAMPLES
                 ]
@@ -84,12 +88,12 @@ def build_explore_page() -> None:
                 tta = gr.Checkbox(label="Average over flips (test-time augmentation, slower)", elem_id="tta")
             run = gr.Button("Explain this scan", variant="primary", elem_id="run", size="lg")
         with gr.Column(scale=3, min_width=320, elem_id="stage"):
-            status = gr.HTML("", elem_id="status", padding=False)
-            locator = gr.HTML(cards.EMPTY, elem_id="locator", padding=False)
-            results = gr.HTML("", elem_id="results", padding=False)
+            status = gr.HTML("", elem_id="status", padding=False, apply_default_css=False)
+            locator = gr.HTML(cards.EMPTY, elem_id="locator", padding=False, apply_default_css=False)
+            results = gr.HTML("", elem_id="results", padding=False, apply_default_css=False)
             with gr.Row(elem_id="downloads", visible=False) as downloads:
                 buttons = [gr.DownloadButton(label, size="sm", visible=False) for label in FILE_LABELS]
-    gr.HTML(cards.FOOTER, padding=False)
+    gr.HTML(cards.FOOTER, padding=False, apply_default_css=False)
 
     inputs = [scan, task, center, mask, side, pre]
     task.change(

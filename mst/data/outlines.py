@@ -28,6 +28,7 @@ RATINGS = (
     "texture",
     "malignancy",
 )
+MIN_RATINGS = 4  # that a nodule must have to be recognised by them
 OVERSAMPLING = 2  # of the pixels, while an outline is filled
 
 
@@ -153,12 +154,15 @@ def matching_patients(
     Used to keep the patients of test cases out of simulated training cases, where a data set names no patients.
 
     Args:
-        nodules: (ratings, diameter in mm) each; ratings that are not of `RATINGS` are ignored.
+        nodules: (ratings, diameter in mm) each; ratings that are not of `RATINGS` are ignored, and nodules with
+            fewer than `MIN_RATINGS` of them too: they would fit nearly everybody.
     """
     diameters = [outline.diameter_mm for outline in outlines]
     found = set()
     for ratings, diameter in nodules:
         known = {name: round(value) for name, value in ratings.items() if name in RATINGS}
+        if len(known) < MIN_RATINGS:
+            continue
         for outline, size in zip(outlines, diameters, strict=True):
             close = abs(size - diameter) <= max(1.5, 0.25 * diameter)
             if close and all(outline.ratings[name] == value for name, value in known.items()):

@@ -137,7 +137,11 @@ class Study:
                 outlines = read_outlines()
             except FileNotFoundError as error:
                 raise TrainingError(str(error)) from error
-            nodules = [(case.ratings, case.ratings["diameter_mm"]) for case in self.cases if case.ratings]
+            nodules = [
+                (case.case.ratings, case.diameter_mm)
+                for case in self._load(self.cases)
+                if case.diameter_mm is not None
+            ]
             known = matching_patients(outlines, nodules)
             outlines = [outline for outline in outlines if outline.patient not in known]
             print(f"simulating {settings['cases']} cases; the outlines of {len(known)} patients are left out")
@@ -219,7 +223,7 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
     folder, done = study.folder(config, part)
     if done:
         return folder / ENCODER
-    print(f"{config['name']} {part}", flush=True)
+    print(f"{config['name']} {folder.name}", flush=True)
     training, seed = config["training"], int(config.get("seed", 0))
     ratings = config.get("ratings", {})
     set_seed(seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mst.cli import main
 from mst.data import ManifestError, read_manifest, simulated
 from mst.data.outlines import RATINGS, matching_patients, read_outlines
 from mst.data.simulated import simulate_regions, write_simulated
@@ -73,10 +74,10 @@ def test_an_outline_becomes_its_shape(database: Path) -> None:
 
 def test_patients_of_known_nodules_are_found(database: Path) -> None:
     outlines = read_outlines(database)
-    assert matching_patients(
-        outlines, [({"malignancy": 5.0, "spiculation": 4.0, "diameter_mm": 15.0}, 15.0)]
-    ) == {"LIDC-IDRI-0001"}
-    assert matching_patients(outlines, [({"malignancy": 5.0}, 6.0)]) == set()
+    rated = {"malignancy": 5.0, "spiculation": 4.0, "margin": 3.0, "texture": 5.0, "diameter_mm": 15.0}
+    assert matching_patients(outlines, [(rated, 15.0)]) == {"LIDC-IDRI-0001"}
+    assert matching_patients(outlines, [(rated, 6.0)]) == set()
+    assert matching_patients(outlines, [({"malignancy": 5.0}, 15.0)]) == set()  # would fit anybody
 
 
 def test_a_missing_or_foreign_database_is_explained(tmp_path: Path) -> None:
@@ -106,6 +107,34 @@ def test_simulated_cases(database: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert np.percentile(scan.voxels, 20) < -700  # in lung
     again = simulate_regions(outlines, 0, seed=1)[0]
     assert np.array_equal(again.scan.voxels, read_scan(cases[0].image).canonical().voxels)
+
+
+def test_the_command(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(simulated, "SIZE", 32)
+    monkeypatch.setattr(simulated, "BLOCK", 60)
+    known = tmp_path / "known.csv"
+    (tmp_path / "x.nii").touch()
+    known.write_text(
+        "case,image,label,malignancy,spiculation,margin,texture,diameter_mm\n"
+        "a,x.nii,malignant,5,4,3,5,16\nb,x.nii,benign,2,2,2,2,30\n"
+    )
+    command = [
+        "prepare",
+        "simulated",
+        "--out",
+        str(tmp_path / "out"),
+        "--cases",
+        "2",
+        "--leave-out",
+        str(known),
+    ]
+    assert main([*command, "--database", str(database)]) == 0
+    assert "Left out 1 patients; 1 outlines remain." in capsys.readouterr().out
+    rows = (tmp_path / "out" / "cases.csv").read_text()
+    assert "LIDC-IDRI-0001" not in rows
+    assert rows.count("LIDC-IDRI-0002") == 2
+    assert main([*command, "--database", str(tmp_path / "none.sqlite")]) == 2
+    assert capsys.readouterr().err.startswith("mst prepare: There is no none.sqlite.")
 
 
 def test_a_run_that_is_cut_off_goes_on(

@@ -145,6 +145,44 @@ def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -
     assert card.startswith("---\nlicense: mit")
 
 
+def test_what_sees_simulated_cases_alone_is_shared_by_all_folds(data: Path, configs: Path, capsys) -> None:
+    runs = configs / "runs"
+    folder = runs / "simulated-8-0"
+    folder.mkdir(parents=True)
+    rows = (data / "cases.csv").read_text().replace("\nc", "\ns").splitlines()
+    (folder / "cases.csv").write_text("\n".join(rows))
+    for file in data.glob("*.nii.gz"):
+        (folder / file.name).symlink_to(file)
+    simulated = {"simulated": {"cases": 8, "seed": 0}, "shares": {"real": 0, "simulated": 1}}
+    first = RESNET | simulated | {"name": "first"}
+    (configs / "first.yaml").write_text(yaml.safe_dump(first))
+    second = {key: value for key, value in RESNET.items() if key != "model"} | {"pretraining": "first.yaml"}
+    second |= {
+        "simulated": simulated["simulated"],
+        "shares": {"real": 0.75, "simulated": 0.25},
+        "cross_validate": True,
+    }
+    (configs / "second.yaml").write_text(yaml.safe_dump(second))
+    config = load_config(configs / "second.yaml")
+
+    run(config, data, configs / "out", runs)
+    assert [path.name for path in (runs / "first").iterdir()] == ["simulated"]
+    with (runs / "first" / "simulated" / "predictions.csv").open() as file:
+        assert sorted(row["case"] for row in csv.DictReader(file)) == [f"c{n}" for n in range(8)]
+    metrics = json.loads((configs / "out" / "metrics.json").read_text())
+    assert 0 <= metrics["simulated_alone"]["auc"] <= 1
+    card = (configs / "out" / "README.md").read_text()
+    assert card.index("on 8 simulated cases") < card.index("real and simulated cases in turn")
+    study = Study(data, config, runs)
+    cases, weights = study.training_cases(config, "fold-0")
+    real = np.array([case.case.name.startswith("c") for case in cases])
+    assert weights[real].sum() / weights.sum() == pytest.approx(0.75)
+    assert [case for case, is_real in zip(cases, real, strict=True) if is_real] == study.part_cases("fold-0")[
+        0
+    ]
+    assert (~real).sum() == 8
+
+
 def test_a_model_without_folds_claims_no_figure(data: Path, configs: Path) -> None:
     run(load_config(configs / "resnet.yaml"), data, configs / "out", configs / "runs")
     metrics = json.loads((configs / "out" / "metrics.json").read_text())
