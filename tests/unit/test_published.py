@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -227,6 +229,19 @@ def test_an_allowed_class_is_never_made_nor_called(tmp_path: Path, monkeypatch) 
     torch.save(content, tmp_path / "published.ckpt")
     convert(tmp_path / "published.ckpt", tmp_path / "out")
     assert not made
+
+
+def test_lightnings_own_dictionary_and_paths_are_let_through(tmp_path: Path, monkeypatch) -> None:
+    module = types.ModuleType("lightning_fabric.utilities.data")
+    settings_class = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = settings_class  # type: ignore[attr-defined]
+    content = checkpoint(resnet_state(1, 18, 3, width=4), kwargs_resnet={"conv1_t_stride": 2})
+    content["hyper_parameters"] = settings_class(content["hyper_parameters"], root=Path("runs"))
+    with monkeypatch.context() as patch:
+        for name in ("lightning_fabric", "lightning_fabric.utilities", module.__name__):
+            patch.setitem(sys.modules, name, module if name == module.__name__ else types.ModuleType(name))
+        torch.save(content, tmp_path / "published.ckpt")
+    assert convert(tmp_path / "published.ckpt", tmp_path / "out").model.conv1.stride == (2, 2, 2)
 
 
 @pytest.mark.parametrize(
