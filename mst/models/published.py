@@ -13,6 +13,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from mst.models.loading import ARCHITECTURES, CONFIG, METRICS, save_model
 from mst.tasks import Task, get_task
 
 SOURCE = "github.com/mueller-franzes/MST"
+LONGEST_SETTINGS = 5000  # characters of a file's settings in the model card
 
 
 class _Named:
@@ -141,7 +143,7 @@ def convert(
                 f"{list(plan.tensors[name].shape)}, not {list(wanted[name].shape)}."
             )
     model.load_state_dict(plan.tensors)
-    save_model(model.eval(), folder)
+    save_model(model.eval(), folder.resolve())
     _write_metrics(source, published, plan, folder)
     _write_card(source, published, plan, model, study, folder)
     return model
@@ -156,7 +158,8 @@ def read_published(source: Path) -> Published:
     if not source.is_file():
         raise ConversionError(f"There is no file {source}.")
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that is refused, one line is told and no more
             # Optimizer states make up two thirds of a file; mapped into memory they are never read.
             content = torch.load(
                 source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source)
@@ -261,6 +264,8 @@ def _write_card(
             f"{IMAGE_SIZE} x {IMAGE_SIZE} pixels."
         )
     settings = json.dumps(published.settings, indent=2, ensure_ascii=False) if published.settings else "none"
+    if len(settings) > LONGEST_SETTINGS:
+        settings = settings[:LONGEST_SETTINGS] + "\n..."
     text = f"""---
 license: other
 library_name: medical-slice-transformer-dashboard
