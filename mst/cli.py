@@ -28,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     args = parser.parse_args(_join_center(list(sys.argv[1:] if arguments is None else arguments)))
     if not hasattr(args, "run"):
-        parser.error("say what to do: predict, evaluate or prepare")
+        parser.error("say what to do: predict, evaluate, convert or prepare")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for name in ("transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return args.run(args)
     except (ValueError, OSError) as error:  # ScanError and CheckpointError are ValueErrors
@@ -97,6 +99,23 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--tta", action="store_true", help="average over the eight flips")
     evaluate.set_defaults(run=_evaluate)
+    convert = commands.add_parser(
+        "convert",
+        help="turn the paper's published weights into a checkpoint folder",
+        description="Turns a checkpoint of the paper's published code (github.com/mueller-franzes/MST) into a "
+        "checkpoint folder. Nothing that the file holds is run.",
+    )
+    convert.add_argument(
+        "published", metavar="PUBLISHED.ckpt", type=Path, help="a PyTorch Lightning checkpoint"
+    )
+    convert.add_argument("out", metavar="OUT_DIR", type=Path, help="folder for the checkpoint")
+    convert.add_argument(
+        "--task", default="chest-ct", choices=list(TASKS), help="the study it is for (default: chest-ct)"
+    )
+    convert.add_argument(
+        "--classes", metavar="A,B,...", help="names of its classes, in order; default: the study's"
+    )
+    convert.set_defaults(run=_convert)
     prepare = commands.add_parser(
         "prepare",
         help="make cases to train on",
@@ -219,11 +238,33 @@ def _predict(args: argparse.Namespace) -> int:
     for note in (*scan.notes, *scan_notes(scan, task)):
         print(f"note: {note}")
     print(next(iter(results.values())).spot.text)
-    width = max(len(LABELS[name]) for name in results)
+    titles = {name: result.title or LABELS[name] for name, result in results.items()}
+    width = max(map(len, titles.values()))
     for name, result in results.items():
         chances = "  ".join(f"{label} {p:.1%}" for label, p in result.probabilities.items())
-        print(f"{LABELS[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
+        print(f"{titles[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
     print(f"Wrote {args.out}/prediction.json, the saliency maps and report.html.")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    if not args.published.is_file():
+        raise ValueError(f"There is no file {args.published}.")
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
+    if classes and (not all(classes) or len(set(classes)) < len(classes)):
+        raise ValueError(
+            "--classes needs a name for each class, each another: such as --classes benign,malignant"
+        )
+
+    from mst.models.published import convert
+
+    model = convert(args.published, args.out, args.task, classes)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(
+        f"Wrote {args.out}: {type(model).__name__}, {millions:.1f} million weights, {' or '.join(model.classes)}."
+    )
+    slot = "resnet" if type(model).__name__ == "ResNet3D" else "mst"
+    print(f"Try it: mst predict SCAN --task {args.task} --{slot} {args.out} --out results")
     return 0
 
 

@@ -14,6 +14,7 @@ import torch
 
 from mst.models import CheckpointError, checkpoint_metrics, list_checkpoints, load_model
 from mst.models.base import ScanClassifier
+from mst.models.loading import ARCHITECTURES
 from mst.preprocess import AXES, Region, mask_centroid, prepare, side_center
 from mst.saliency import explain
 from mst.saliency.flips import explain_flips
@@ -22,8 +23,8 @@ from mst.scan import Scan, ScanError, read_mask
 from mst.tasks import Task, get_task
 
 DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
-# A model's short name in results -> its architecture.
-MODELS = {"mst": "slice-transformer", "resnet": "resnet3d"}
+# A model's short name in results -> the architectures that may stand there, the preferred one first.
+MODELS = {"mst": ("slice-transformer", "resnet-slice-transformer"), "resnet": ("resnet3d",)}
 LABELS = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
 SHORT_LABELS = {"mst": "MST", "resnet": "3D ResNet"}
 METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
@@ -64,6 +65,7 @@ class Prediction:
         spot: where the region is centred, and who chose it.
         metrics: `saliency_metrics` against the mask; None without one.
         validation: the checkpoint's metrics.json ("auc", "protocol", ...); {} where there is none.
+        title: what people call the model, such as "Medical Slice Transformer with a 2D ResNet".
     """
 
     checkpoint: str
@@ -79,6 +81,7 @@ class Prediction:
     spot: Spot
     metrics: dict[str, Any] | None = None
     validation: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
 
 
 def predict(
@@ -118,10 +121,13 @@ def predict(
     lesion = None if mask is None else as_mask(mask, scan)
     spot = choose_spot(scan, study, center, lesion, side)
     chosen = resolve_checkpoints(study, models)
+    loaded = {name: cached_model(checkpoint) for name, checkpoint in chosen.items()}
+    for name, model in loaded.items():
+        _check_slot(name, chosen[name], model)
     results = {}
-    for name, checkpoint in chosen.items():
+    for name, model in loaded.items():
         on_model(name)
-        results[name] = _predict_one(cached_model(checkpoint), checkpoint, scan, study, spot, lesion, tta)
+        results[name] = _predict_one(model, chosen[name], scan, study, spot, lesion, tta)
     return results
 
 
@@ -186,16 +192,27 @@ def resolve_checkpoints(task: Task, models: Mapping[str, str | Path | None] | No
     chosen = {name: str(checkpoint) for name, checkpoint in (models or {}).items() if checkpoint}
     if unknown := set(chosen) - set(MODELS):
         raise ValueError(f"there is no model {', '.join(sorted(unknown))}; choose from {', '.join(MODELS)}")
-    at_hand = list_checkpoints(task.key)
-    for name, architecture in MODELS.items():
-        if name not in chosen and at_hand[architecture]:
-            chosen[name] = str(at_hand[architecture][0])
+    for name in MODELS:
+        at_hand = checkpoints_for(task, name)
+        if name not in chosen and at_hand:
+            chosen[name] = str(at_hand[0])
     if not chosen:
         raise CheckpointError(
             f"There is no checkpoint for {task.title} at hand: train one with train.py, or put one into the "
             "checkpoints folder."
         )
     return {name: chosen[name] for name in MODELS if name in chosen}
+
+
+def checkpoints_for(task: Task, name: str) -> list[Path]:
+    """The checkpoint folders at hand for a study that can stand for the model "mst" or "resnet".
+
+    The first is used where none is named: the project's own `<study>-<name>` where it is there, so that weights
+    put beside it never take its place unasked.
+    """
+    at_hand = list_checkpoints(task.key)
+    folders = [folder for architecture in MODELS[name] for folder in at_hand[architecture]]
+    return sorted(folders, key=lambda folder: folder.name != f"{task.key}-{name}")
 
 
 def cached_model(checkpoint: str) -> ScanClassifier:
@@ -207,6 +224,13 @@ def cached_model(checkpoint: str) -> ScanClassifier:
 @lru_cache(maxsize=6)
 def _load(checkpoint: str, version: int) -> ScanClassifier:
     return load_model(checkpoint)
+
+
+def _check_slot(name: str, checkpoint: str, model: ScanClassifier) -> None:
+    """Refuses a checkpoint in the other model's place: its result would carry the wrong name."""
+    if not any(isinstance(model, ARCHITECTURES[architecture]) for architecture in MODELS[name]):
+        other = next(key for key in MODELS if key != name)
+        raise CheckpointError(f"{checkpoint} is no {LABELS[name]}; name it as the {other} model instead.")
 
 
 def _predict_one(
@@ -256,6 +280,7 @@ def _predict_one(
         spot=spot,
         metrics=metrics,
         validation=checkpoint_metrics(checkpoint),
+        title=model.title,
     )
 
 

@@ -37,6 +37,7 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
     for name, result in results.items():
         entry: dict[str, Any] = {
             "checkpoint": result.checkpoint,
+            "title": result.title,
             "probabilities": result.probabilities,
             "prediction": result.prediction,
             "seconds": round(result.seconds, 3),

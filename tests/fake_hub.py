@@ -17,12 +17,16 @@ class FakeHub:
 
     Attributes:
         files: repository id -> {path: content}.
-        gated: repository ids that refuse whoever asks.
+        gated: repository ids that ask for a licence: without a token they answer 401, with one 403.
+        bad_tokens: access tokens that are refused.
+        broken: repository ids for which the server fails.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
+        self.bad_tokens: set[str] = set()
+        self.broken: set[str] = set()
 
     def __enter__(self) -> FakeHub:
         hub = self
@@ -48,8 +52,14 @@ class FakeHub:
                     return self._json({"sha": COMMIT, "siblings": []})
                 at = parts.index("resolve")
                 repository, name = "/".join(parts[:at]), "/".join(parts[at + 2 :])
+                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+                if token in hub.bad_tokens:
+                    refusal = "Invalid credentials in Authorization header"
+                    return self._send(401, b"", {"X-Error-Message": refusal})
+                if repository in hub.broken:
+                    return self._send(500)
                 if repository in hub.gated:
-                    return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+                    return self._send(403 if token else 401, b"", {"X-Error-Code": "GatedRepo"})
                 if repository not in hub.files:
                     return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
                 if name not in hub.files[repository]:

@@ -69,6 +69,8 @@ def no_checkpoint(task: Task) -> str:
   <p>This project ships checkpoints for chest CT only. The scan is shown above; to classify it,</p>
   <ul>
     <li>train a model with <code>python train.py CONFIG.yaml</code> on data of your own, or</li>
+    <li>convert the paper's weights with
+        <code>mst convert PUBLISHED.ckpt FOLDER --task {escape(task.key)}</code>, or</li>
     <li>put a checkpoint folder (<code>config.json</code>, <code>model.safetensors</code>) for
         <code>{escape(task.key)}</code> into <code>checkpoints/</code>, or name its folder in
         <code>MST_CHECKPOINTS</code>.</li>
@@ -132,7 +134,7 @@ def _card(name: str, result: Prediction) -> str:
         )
     return f"""
 <article class="mst-card" data-model="{name}">
-  <h3>{escape(LABELS[name])}</h3>
+  <h3>{escape(result.title or LABELS[name])}</h3>
   {bars}
   <p class="mst-meta"><span>Checkpoint <code>{escape(result.checkpoint)}</code></span>{measured}
   <span>{escape(METHOD_LABELS[result.method])} in {result.seconds:.2f} s</span></p>

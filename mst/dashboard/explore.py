@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from mst.dashboard import cards
 from mst.dashboard.store import belong_together, open_scan, recall, remember
 from mst.data.examples import EXAMPLES, example_file
 from mst.models import CheckpointError, list_checkpoints
-from mst.models.loading import checkpoint_grid
-from mst.prediction import LABELS, MODELS, Prediction, as_mask, choose_spot, predict
+from mst.models.loading import checkpoint_grid, checkpoints_folder
+from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
 from mst.preprocess import locate
 from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
 from mst.scan import Scan, ScanError
@@ -106,7 +106,7 @@ def build_explore_page() -> None:
     uploaded = gr.State([])
     show: dict[str, Any] = {
         "fn": _show_scan,
-        "inputs": inputs,
+        "inputs": [*inputs, *choices.values()],
         "outputs": [status, locator],
         "api_visibility": "private",
     }
@@ -121,7 +121,7 @@ def build_explore_page() -> None:
         trigger(
             lambda: ("", ""), None, [center, results], api_visibility="private", show_progress="hidden"
         ).then(**show, show_progress_on=[locator])
-    for trigger in (mask.change, side.change, center.submit):
+    for trigger in (mask.change, side.change, center.submit, *(choice.input for choice in choices.values())):
         trigger(**show, show_progress="hidden")
     for example, button in examples:
         button.click(
@@ -204,8 +204,9 @@ def _show_scan(
     mask: str | None,
     side: str | None,
     pre: list[str] | None,
+    *checkpoints: str | None,
 ) -> tuple[Any, Any]:
-    """(status, locator) for an upload."""
+    """(status, locator) for an upload, with the region that the chosen checkpoints look at."""
     if not files:
         return "", cards.EMPTY
     try:
@@ -219,7 +220,7 @@ def _show_scan(
             window=(window.low, window.high),
             unit=task.unit,
             center=spot.center,
-            box_mm=_box(scan, task),
+            box_mm=_box(scan, task, [name for name in checkpoints if name]),
         )
         return cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)]), html
     except (ScanError, ValueError) as error:
@@ -302,18 +303,18 @@ def _made(file: str, results: Mapping[str, Prediction]) -> bool:
 
 
 def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
-    folders = list_checkpoints(task.key)[MODELS[model]]
+    folders = checkpoints_for(task, model)
     if not folders:
         return {"choices": [("none at hand", "")], "value": ""}
-    return {"choices": [(folder.name, str(folder)) for folder in folders], "value": str(folders[0])}
+    base = checkpoints_folder()
+    names = [(folder.relative_to(base).as_posix(), str(folder)) for folder in folders]
+    return {"choices": names, "value": str(folders[0])}
 
 
-def _box(scan: Scan, task: Task) -> tuple[float, float, float]:
-    """Millimetres that the models' region spans along the canonical scan's axes."""
+def _box(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:
+    """Millimetres that the region of these checkpoints' models spans along the canonical scan's axes."""
     canonical = scan.canonical()
-    grids = [
-        checkpoint_grid(folder) for folders in list_checkpoints(task.key).values() for folder in folders[:1]
-    ] or [{}]
+    grids = [checkpoint_grid(folder) for folder in checkpoints] or [{}]
     bounds = np.stack(
         [
             locate(canonical, task.plane, task.grid.override(grid), canonical.center).size_mm(canonical)

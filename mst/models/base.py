@@ -30,6 +30,7 @@ class ScanClassifier(
     """
 
     method: str  # the saliency method that `mst.explain` uses when none is asked for
+    title: str  # what people call the model
 
     def __init__(
         self, task: str, classes: list[str], grid: dict[str, Any] | None, temperature: float

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -22,13 +23,16 @@ from safetensors import SafetensorError
 
 from mst.models.base import ScanClassifier
 from mst.models.resnet3d import ResNet3D
+from mst.models.resnet_slices import ResNetSliceTransformer
 from mst.models.slice_transformer import SliceTransformer
 
 ARCHITECTURES: dict[str, type[ScanClassifier]] = {
     "slice-transformer": SliceTransformer,
+    "resnet-slice-transformer": ResNetSliceTransformer,
     "resnet3d": ResNet3D,
 }
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.json"
+WRITING = ".writing"  # ends the name of a folder that is not whole yet
 
 
 class CheckpointError(ValueError):
@@ -48,7 +52,7 @@ def load_model(source: str | Path) -> ScanClassifier:
     name = str(source)
     config = _read_config(name)
     architecture = config.get("architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise CheckpointError(
             f"{name}: the architecture in config.json is {architecture!r}; known are {known}."
@@ -65,11 +69,13 @@ def load_model(source: str | Path) -> ScanClassifier:
             model = ARCHITECTURES[architecture].from_pretrained(name)
     except CheckpointError:
         raise
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise _hub_error(name, error) from error
     except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{name}: the weights do not fit config.json, or the file is damaged ({_first_line(error)})."
         ) from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, httpx2.HTTPError) as error:
         raise _hub_error(name, error) from error
     return model.eval()
 
@@ -101,21 +107,26 @@ def list_checkpoints(task: str | None = None) -> dict[str, list[Path]]:
         task: only those for this study.
 
     Returns:
-        {"slice-transformer": [folders], "resnet3d": [folders]}, each sorted by name.
+        An entry for each of `ARCHITECTURES`, such as {"slice-transformer": [folders], ...}, sorted by name.
     """
+    base = checkpoints_folder()
     found: dict[str, list[Path]] = {architecture: [] for architecture in ARCHITECTURES}
-    for config_file in sorted(checkpoints_folder().glob(f"*/{CONFIG}")):
+    # Two levels, so that a folder of one's own may hold several.
+    for config_file in sorted([*base.glob(f"*/{CONFIG}"), *base.glob(f"*/*/{CONFIG}")]):
         try:
             config = json.loads(config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            architecture, study = config.get("architecture"), config.get("task")
+        except (OSError, ValueError, AttributeError):
             continue
         folder = config_file.parent
         if (
-            config.get("architecture") in found
+            isinstance(architecture, str)
+            and architecture in found
+            and folder.suffix != WRITING
             and (folder / WEIGHTS).is_file()
-            and task in (None, config.get("task"))
+            and task in (None, study)
         ):
-            found[config["architecture"]].append(folder)
+            found[architecture].append(folder)
     return found
 
 
@@ -124,14 +135,19 @@ def _read_config(name: str) -> dict[str, Any]:
         path = Path(name) / CONFIG
         if not path.is_file():
             raise CheckpointError(f"{name} is a folder without {CONFIG}; it is not a checkpoint.")
+    elif Path(name).is_file():
+        raise CheckpointError(
+            f"{name} is a file, not a checkpoint folder. Weights of the paper's code become one by: "
+            f"mst convert {name} FOLDER"
+        )
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise CheckpointError(
             f"There is no checkpoint folder {name}, and it is not a hub repository (owner/name) either."
         )
     else:
         try:
-            path = Path(hf_hub_download(name, CONFIG))
-        except (OSError, ValueError, httpx.HTTPError) as error:
+            path = _hub_file(name, CONFIG)
+        except (OSError, ValueError, httpx2.HTTPError) as error:
             raise _hub_error(name, error) from error
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -142,15 +158,52 @@ def _read_config(name: str) -> dict[str, Any]:
     return config
 
 
+def _hub_file(name: str, file: str) -> Path:
+    """A repository's file, from the hub or, where the hub cannot be reached, from its cache on this machine.
+
+    `hf_hub_download` alone tries for half a minute to reach a hub that is not there; this asks once.
+    """
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file))
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        return Path(hf_hub_download(name, file, local_files_only=True))
+    except HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            raise
+        return Path(hf_hub_download(name, file, local_files_only=True))
+    return Path(hf_hub_download(name, file))
+
+
 def _hub_error(name: str, error: Exception) -> CheckpointError:
-    if isinstance(error, GatedRepoError):
-        text = "asks you to accept its licence: do so on its hub page, then log in with `hf auth login`"
+    """What went wrong with a name that is no folder here, and so was looked for on the hub."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, GatedRepoError) and (status == 401 or not get_token()):
+        text = (
+            "is only given to people who accepted its licence, and no access token is at hand: accept the licence "
+            "on its hub page, then log in with `hf auth login` or set HF_TOKEN"
+        )
+    elif isinstance(error, GatedRepoError):
+        text = (
+            "is only given to people who accepted its licence, and your account has not (or waits for approval): "
+            "open its hub page, accept its licence and try again"
+        )
     elif isinstance(error, RepositoryNotFoundError):
-        text = "was not found on the hub (or is private: log in with `hf auth login`)"
-    elif isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | httpx.TransportError):
-        text = "could not be downloaded: there is no connection to the hub; use a local checkpoint folder instead"
-    elif isinstance(error, EntryNotFoundError):
-        text = f"has no {CONFIG} or {WEIGHTS}, so it is not a checkpoint of this project"
+        text = (
+            "is neither a checkpoint folder here nor found on the hub (check the spelling; for a private "
+            "repository, log in with `hf auth login`)"
+        )
+    elif status == 401:
+        text = "was not opened: the hub does not accept your access token; log in again with `hf auth login`"
+    elif isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        text = (
+            f"has no {CONFIG} or {WEIGHTS}, so it is not a checkpoint of this project (weights of the paper's code "
+            "become one by `mst convert`)"
+        )
+    elif isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | httpx2.TransportError):
+        text = (
+            "is no folder here, and could not be downloaded: there is no connection to the hub, or it does not "
+            "answer; use a local checkpoint folder instead"
+        )
     elif isinstance(error, HFValidationError):
         text = "is neither a checkpoint folder nor a hub repository (owner/name)"
     else:
@@ -168,7 +221,7 @@ def save_model(model: ScanClassifier, folder: str | Path) -> Path:
     Other files in the folder (the model card, metrics.json) are left as they are.
     """
     folder = Path(folder)
-    staging = folder.with_name(folder.name + ".writing")
+    staging = folder.with_name(folder.name + WRITING)
     staging.mkdir(parents=True, exist_ok=True)
     # An empty card stops the mixin from writing a generic one; the training writes the real card.
     (staging / "README.md").touch()

@@ -15,6 +15,8 @@ DEPTHS: dict[int, tuple[str, list[int]]] = {
     18: ("basic", [2, 2, 2, 2]),
     34: ("basic", [3, 4, 6, 3]),
     50: ("bottleneck", [3, 4, 6, 3]),
+    101: ("bottleneck", [3, 4, 23, 3]),
+    152: ("bottleneck", [3, 8, 36, 3]),
 }
 
 
@@ -23,14 +25,18 @@ class ResNet3D(ScanClassifier):
 
     Args:
         task, classes, grid, temperature: see `ScanClassifier`.
-        depth: 10, 18, 34 (the paper's) or 50.
+        depth: 10, 18, 34 (the paper's), 50, 101 or 152.
         width: channels of the first stage; each further stage doubles them (64 in the paper).
         first_kernel: size of the first convolution's kernel (7 in the paper).
         first_stride: its stride (D, H, W), or one number for all three.
         max_pool: whether a max-pool follows the first convolution (True in the paper).
+        shortcut: how a block's input is brought to fewer voxels and more channels: "B" by a convolution, "A" by
+            leaving out and padding with zeros (MedicalNet's 18 and 34).
+        shortcut_bias: whether that convolution has a bias (False in MedicalNet's other depths).
     """
 
     method = "gradcam++"
+    title = "3D ResNet"
 
     def __init__(
         self,
@@ -43,6 +49,8 @@ class ResNet3D(ScanClassifier):
         first_kernel: int = 7,
         first_stride: int | list[int] = 1,
         max_pool: bool = True,
+        shortcut: str = "B",
+        shortcut_bias: bool = True,
         architecture: str = "resnet3d",
     ) -> None:
         super().__init__(task, classes, grid, temperature)
@@ -56,6 +64,8 @@ class ResNet3D(ScanClassifier):
             conv1_t_size=first_kernel,
             conv1_t_stride=tuple(first_stride) if isinstance(first_stride, list) else first_stride,  # type: ignore[arg-type]
             no_max_pool=not max_pool,
+            shortcut_type=shortcut,
+            bias_downsample=shortcut_bias,
             num_classes=len(classes),
         )
 

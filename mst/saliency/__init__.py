@@ -21,10 +21,10 @@ class Explanation:
     Attributes:
         logits: float32 [B, C].
         saliency: float32 [B, 1, D, H, W], `native_saliency` brought to the input's size (trilinear).
-        native_saliency: float32 at the map's own resolution: [B, D, h, w] for the MST's attention,
-            [B, d, h, w] for the ResNet's Grad-CAM.
+        native_saliency: float32 at the map's own resolution: [B, D, h, w] for the MST, [B, d, h, w] for the 3D
+            ResNet's Grad-CAM.
         slice_weights: float32 [B, D], how much the MST's slice transformer attends to each slice (sums to 1);
-            None for models without one.
+            None for models whose slices have no weights.
         method: the method that made the map.
     """
 
@@ -56,9 +56,10 @@ def explain(
     Args:
         model: from `mst.load_model`.
         volume: float32 [B, 1, D, H, W], as the model takes it.
-        method: "attention" (MST only), "gradcam" or "gradcam++" (3D ResNet only); None: the model's own.
-        target: the class to explain; None: the predicted class of each volume. Attention maps are the same
-            for every class.
+        method: "attention" (MST with DINOv2), "gradcam" or "gradcam++" (3D ResNet, MST with a 2D ResNet); None: the
+            model's own.
+        target: the class to explain; None: the predicted class of each volume. The maps of the MST, with either
+            encoder, are the same for every class.
         padding_mask: bool [B, D], True where a slice is padding; None: no slice is.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the eight flips of a volume, as in the paper."""
+"""Test-time augmentation: the eight flips of a volume, as in the paper's code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mst.models.base import ScanClassifier
-from mst.models.slice_transformer import SliceTransformer
+from mst.models.slices import SliceClassifier
 from mst.saliency import Explanation, explain
 
 
@@ -25,20 +25,17 @@ def explain_flips(
     nothing: then four passes give the same as eight.
 
     Args:
-        model, volume, method, target, padding_mask: as for `explain`; without a target, the class predicted
-            for the volume as it is.
+        model, volume, method, target, padding_mask: as for `explain`; without a target, each flip's map explains
+            the class predicted for that flip, as in the paper's code.
 
     Returns:
         As `explain`; the logits are the logarithm of the averaged probabilities, times the model's
         temperature. `native_saliency` is averaged after flipping back.
+
+    Raises:
+        ValueError: as `explain`.
     """
-    ordered = not isinstance(model, SliceTransformer) or model.slice_positions is not None
-    if target is None and method != "attention" and model.method != "attention":
-        with torch.no_grad():
-            logits = model(volume, padding_mask)
-        if len(volume) > 1:
-            raise ValueError("flip augmentation without a target takes one volume at a time")
-        target = int(logits.argmax())
+    ordered = not isinstance(model, SliceClassifier) or model.ordered
     runs = []
     for flips in product((False, True) if ordered else (False,), (False, True), (False, True)):
         axes = [axis for axis, flip in zip((2, 3, 4), flips, strict=True) if flip]

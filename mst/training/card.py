@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mst.models.base import ScanClassifier
-from mst.models.slice_transformer import SliceTransformer
 from mst.tasks import get_task
 
 
@@ -20,7 +19,8 @@ def write_card(model: ScanClassifier, config: dict[str, Any], metrics: dict[str,
         folder: the checkpoint's folder.
     """
     task = get_task(model.task)
-    kind = "Medical Slice Transformer" if isinstance(model, SliceTransformer) else "3D ResNet"
+    start = _pretrained_encoder(config)
+    origin = f"trained here, its encoder from {start}" if start else "trained here from scratch, much smaller"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     grid = task.grid.override(model.grid)
     size = " x ".join(str(n) for n in grid.shape)
@@ -40,7 +40,7 @@ tags:
 
 # {config["name"]}
 
-A compact {kind} ({millions:.1f} million weights) for the question: {task.question}
+{"A" if start else "A compact"} {model.title} ({millions:.1f} million weights) for the question: {task.question}
 
 **Research and teaching tool. Not a medical device: never use it for diagnosis or treatment.**
 
@@ -48,7 +48,7 @@ A compact {kind} ({millions:.1f} million weights) for the question: {task.questi
 | --- | --- |
 | Input | {size} voxels ({extent}), {task.plane} slices, {task.region} |
 | Output | {" or ".join(model.classes)}; saliency by {model.method} |
-| Method | Müller-Franzes et al., Medical Slice Transformer, arXiv 2411.15802; trained here from scratch, much smaller |
+| Method | Müller-Franzes et al., Medical Slice Transformer, arXiv 2411.15802; {origin} |
 
 ## Data
 
@@ -82,6 +82,16 @@ Teaching and research on how such models look at scans. Never for decisions abou
     path = folder / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _pretrained_encoder(config: dict[str, Any] | None) -> str | None:
+    """The name of the pre-trained encoder that a run started from; None: it started from scratch."""
+    while config:
+        name = config.get("model", {}).get("encoder")
+        if isinstance(name, str):
+            return Path(name).name if Path(name).is_dir() else name
+        config = config.get("pretraining")
+    return None
 
 
 def _procedure(config: dict[str, Any]) -> str:

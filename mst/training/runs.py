@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -25,6 +25,7 @@ from mst.data import Case, read_manifest
 from mst.data.outlines import matching_patients, read_outlines
 from mst.data.simulated import write_simulated
 from mst.models.base import ScanClassifier
+from mst.models.encoders import EncoderError, hub_encoder
 from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
 from mst.models.slice_transformer import SliceTransformer
 from mst.tasks import get_task
@@ -299,7 +300,8 @@ def _evaluate(study: Study, model: ScanClassifier, part: str, folder: Path) -> N
 def build_model(config: Config, study: Study) -> ScanClassifier:
     """The untrained model of a classifier's config.
 
-    What its pre-training gives is taken from there: an MST's encoder, or the whole model.
+    What its pre-training gives is taken from there: an MST's encoder, or the whole model. Where `model.encoder` is a
+    name ("facebook/dinov2-small", or a folder), that pre-trained DINOv2 is put in with its weights.
     """
     before = config.get("pretraining") or {}
     if before.get("kind") == "classifier":
@@ -307,11 +309,20 @@ def build_model(config: Config, study: Study) -> ScanClassifier:
     settings = dict(config["model"])
     if before:
         settings["encoder"] = before["encoder"]
+    weights = None
     try:
-        return ARCHITECTURES[settings["architecture"]](
+        if isinstance(settings.get("encoder"), str):
+            _, rows, columns = study.task.grid.override(settings.get("grid") or {}).shape
+            settings["encoder"], weights = hub_encoder(settings["encoder"], rows if rows == columns else None)
+        model = ARCHITECTURES[settings["architecture"]](
             task=study.task.key, classes=list(study.task.classes), **settings
         )
-    except (KeyError, TypeError) as error:
+        if weights is not None:
+            cast(SliceTransformer, model).encoder.load_state_dict(weights)
+        return model
+    except EncoderError as error:
+        raise TrainingError(f"{config['file']}: {error}") from error
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise TrainingError(f"{config['file']}: the model's settings do not fit ({error}).") from error
 
 

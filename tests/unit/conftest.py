@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mst.models import ResNet3D, SliceTransformer
+from mst.models import ResNet3D, ResNetSliceTransformer, SliceTransformer
 
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
 
@@ -32,3 +32,11 @@ def small_mst() -> SliceTransformer:
 def small_resnet() -> ResNet3D:
     torch.manual_seed(2)
     return ResNet3D(grid=GRID, depth=10, width=4, first_kernel=3).eval()
+
+
+@pytest.fixture
+def small_mst_resnet() -> ResNetSliceTransformer:
+    torch.manual_seed(3)
+    return ResNetSliceTransformer(
+        grid=GRID, depth=10, width=4, channels=1, first_kernel=3, slice_heads=4
+    ).eval()

@@ -24,7 +24,7 @@ def test_the_papers_sizes_have_the_papers_parameter_names() -> None:
     assert resnets[50].state_dict()["model.fc.weight"].shape == (2, 2048)
 
 
-@pytest.mark.parametrize("name", ["small_mst", "small_resnet"])
+@pytest.mark.parametrize("name", ["small_mst", "small_resnet", "small_mst_resnet"])
 def test_a_saved_model_loads_and_computes_the_same(name: str, request, tmp_path: Path) -> None:
     model = request.getfixturevalue(name)
     volume = torch.randn(2, 1, 8, 24, 24)
@@ -44,7 +44,9 @@ def test_from_pretrained_takes_a_folder(small_mst: SliceTransformer, tmp_path: P
     assert torch.equal(again(volume), small_mst(volume))
 
 
-def test_padded_slices_do_not_change_the_logits(small_mst: SliceTransformer) -> None:
+@pytest.mark.parametrize("name", ["small_mst", "small_mst_resnet"])
+def test_padded_slices_do_not_change_the_logits(name: str, request) -> None:
+    small_mst = request.getfixturevalue(name)
     volume = torch.randn(2, 1, 8, 24, 24)
     mask = torch.zeros(2, 8, dtype=torch.bool)
     mask[:, 6:] = True
@@ -91,6 +93,37 @@ def test_slice_positions_make_the_order_matter() -> None:
     assert not torch.allclose(model(volume), model(volume.flip(2)), atol=1e-4)
 
 
+def _with_fusion(fusion: str) -> SliceTransformer:
+    torch.manual_seed(0)
+    encoder = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 24,
+        "patch_size": 6,
+        "num_channels": 1,
+    }
+    return SliceTransformer(
+        encoder=encoder, fusion=fusion, fusion_slices=8, bottleneck=4, slice_heads=2
+    ).eval()
+
+
+@pytest.mark.parametrize("fusion", ["average", "linear", "transformer"])
+def test_every_fusion_saves_and_loads(fusion: str, tmp_path: Path) -> None:
+    model = _with_fusion(fusion)
+    volume = torch.randn(2, 1, 8, 24, 24)
+    again = load_model(save_model(model, tmp_path / "checkpoint"))
+    assert torch.equal(again(volume), model(volume))
+    assert model.ordered == (fusion == "linear")
+
+
+def test_a_wrong_number_of_slices_is_explained() -> None:
+    with pytest.raises(ValueError, match="takes 8 slices, not 7"):
+        _with_fusion("linear")(torch.randn(1, 1, 7, 24, 24))
+    with pytest.raises(ValueError, match="no slice fusion 'magic'"):
+        _with_fusion("magic")
+
+
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"without config\.json"):
         load_model(tmp_path)
@@ -130,6 +163,18 @@ def test_a_pickle_is_never_read(small_resnet: ResNet3D, tmp_path: Path) -> None:
         load_model(folder)
 
 
+def test_a_file_is_no_checkpoint_folder(tmp_path: Path) -> None:
+    (tmp_path / "published.ckpt").write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match="mst convert"):
+        load_model(tmp_path / "published.ckpt")
+
+
+def test_checkpoints_one_folder_deeper_are_listed_too(small_resnet, tmp_path: Path, monkeypatch) -> None:
+    save_model(small_resnet, tmp_path / "paper" / "resnet")
+    monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
+    assert list_checkpoints("chest-ct")["resnet3d"] == [tmp_path / "paper" / "resnet"]
+
+
 def test_checkpoints_are_listed_by_study(small_mst, small_resnet, tmp_path: Path, monkeypatch) -> None:
     save_model(small_mst, tmp_path / "one")
     save_model(small_resnet, tmp_path / "two")
@@ -138,4 +183,4 @@ def test_checkpoints_are_listed_by_study(small_mst, small_resnet, tmp_path: Path
     monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
     assert [p.name for p in list_checkpoints("chest-ct")["slice-transformer"]] == ["one"]
     assert [p.name for p in list_checkpoints("chest-ct")["resnet3d"]] == ["two"]
-    assert list_checkpoints("knee-mri") == {"slice-transformer": [], "resnet3d": []}
+    assert not any(list_checkpoints("knee-mri").values())

@@ -9,6 +9,7 @@ import pytest
 from test_preprocess import orientations, reorient
 
 import mst
+from mst.dashboard.explore import _checkpoint_choices
 from mst.data.examples import example_scan
 from mst.models.loading import save_model
 from mst.prediction import DISCLAIMER
@@ -124,6 +125,55 @@ def test_a_checkpoint_of_another_study_is_refused(scan: Scan, small_mst, tmp_pat
     folder = save_model(small_mst, tmp_path / "knee")
     with pytest.raises(mst.CheckpointError, match="knee-mri"):
         mst.predict(scan, models={"mst": folder})
+
+
+def test_a_checkpoint_in_the_other_models_place_is_refused(scan: Scan, small_mst, tmp_path: Path) -> None:
+    folder = save_model(small_mst, tmp_path / "mst")
+    with pytest.raises(mst.CheckpointError, match="no 3D ResNet; name it as the mst model"):
+        mst.predict(scan, models={"resnet": folder})
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_the_mst_with_a_2d_resnet_is_a_full_member(
+    scan: Scan, small_mst_resnet, tmp_path: Path, tta: bool
+) -> None:
+    folder = save_model(small_mst_resnet, tmp_path / "other")
+    results = mst.predict(scan, models={"mst": folder}, tta=tta)
+    assert list(results) == ["mst", "resnet"]
+    result = results["mst"]
+    assert result.title == "Medical Slice Transformer with a 2D ResNet"
+    assert result.method == "gradcam++"
+    assert result.slice_weights.shape == (8,)
+    assert result.slice_weights.sum() == pytest.approx(1, abs=1e-4)
+    assert result.saliency.shape == scan.shape
+    assert result.saliency.max() > 0
+    files = write_results(tmp_path / "out", scan, CHEST, results)
+    record = json.loads(files["prediction.json"].read_text())
+    assert record["models"]["mst"]["title"] == result.title
+    assert "Grad-CAM++" in files["report.html"].read_text()
+
+
+def test_a_person_chooses_among_all_checkpoints_of_a_study(
+    scan: Scan, small_mst, small_mst_resnet, small_resnet, tmp_path: Path, monkeypatch
+) -> None:
+    for name, model in (
+        ("a-converted", small_mst),
+        ("chest-ct-mst", small_mst),
+        ("b-other", small_mst_resnet),
+    ):
+        save_model(model, tmp_path / name)
+    save_model(small_resnet, tmp_path / "paper" / "resnet")
+    monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
+    offered = _checkpoint_choices(CHEST, "mst")
+    assert [name for name, _ in offered["choices"]] == ["chest-ct-mst", "a-converted", "b-other"]
+    # What others put beside the study's own checkpoint does not take its place unasked.
+    assert offered["value"] == str(tmp_path / "chest-ct-mst")
+    assert [name for name, _ in _checkpoint_choices(CHEST, "resnet")["choices"]] == ["paper/resnet"]
+    assert _checkpoint_choices(TASKS["knee-mri"], "mst")["value"] == ""
+    assert {name: r.checkpoint for name, r in mst.predict(scan).items()} == {
+        "mst": "chest-ct-mst",
+        "resnet": "resnet",
+    }
 
 
 def test_written_results_hold_what_the_design_names(scan: Scan, results: dict, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from monai.metrics import compute_average_surface_distance
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from mst.models import ResNet3D, SliceTransformer
+from mst.models import ResNet3D, ResNetSliceTransformer, SliceTransformer
 from mst.saliency import explain
 from mst.saliency.flips import explain_flips
 from mst.saliency.metrics import average_surface_distance, saliency_metrics
@@ -96,6 +96,24 @@ def test_gradcam_equals_full_back_propagation(
     assert out.slice_weights is None
 
 
+@pytest.mark.parametrize("method", [None, "gradcam", "gradcam++"])
+def test_the_mst_resnets_map_is_each_slices_map_times_its_weight(
+    small_mst_resnet: ResNetSliceTransformer, method: str | None
+) -> None:
+    out = explain(small_mst_resnet, VOLUME, method=method)
+    assert out.method == (method or "gradcam++")
+    assert out.saliency.shape == VOLUME.shape
+    assert torch.allclose(out.logits, small_mst_resnet(VOLUME), atol=1e-6)
+    assert torch.allclose(out.slice_weights.sum(1), torch.ones(2))
+    # scaled to 0..1 over each scan, then weighed: the quotient has its maximum of 1 in each scan
+    scaled = out.native_saliency / out.slice_weights[..., None, None]
+    assert torch.allclose(scaled.amax((1, 2, 3)), torch.ones(2))
+    alone = explain(small_mst_resnet, VOLUME[1:], method=method)
+    assert torch.allclose(alone.native_saliency, out.native_saliency[1:], atol=1e-5)
+    with pytest.raises(ValueError, match="needs a slice transformer with a DINOv2"):
+        explain(small_mst_resnet, VOLUME, method="attention")
+
+
 def test_gradcam_leaves_no_gradient_in_the_network(small_resnet: ResNet3D) -> None:
     explain(small_resnet, VOLUME)
     assert all(parameter.grad is None for parameter in small_resnet.parameters())
@@ -110,7 +128,7 @@ def test_gradcam_has_a_map_for_each_class(small_resnet: ResNet3D) -> None:
     ("arguments", "message"),
     [
         ({"method": "magic"}, "unknown saliency method"),
-        ({"method": "gradcam"}, "needs a 3D ResNet"),
+        ({"method": "gradcam"}, "needs a ResNet"),
         ({"target": 5}, "class index"),
         ({"padding_mask": torch.zeros(2, 3, dtype=torch.bool)}, "padding_mask"),
         ({"padding_mask": torch.ones(2, 8, dtype=torch.bool)}, "every slice"),
@@ -121,24 +139,48 @@ def test_wrong_arguments_are_explained(small_mst: SliceTransformer, arguments: d
         explain(small_mst, VOLUME, **arguments)
 
 
-def test_four_flips_equal_eight_without_slice_positions(small_mst: SliceTransformer) -> None:
+EIGHT = ([], [2], [3], [4], [2, 3], [2, 4], [3, 4], [2, 3, 4])
+
+
+def _naive_flips(model, volume: torch.Tensor, mask: torch.Tensor | None):
+    """(probabilities, maps, native maps, slice weights) averaged over eight separate passes, flipped back."""
+    runs = []
+    for axes in EIGHT:
+        hidden = mask.flip(1) if mask is not None and 2 in axes else mask
+        out = explain(model, volume.flip(axes), padding_mask=hidden)
+        weights = out.slice_weights.flip(1) if 2 in axes else out.slice_weights
+        native = out.native_saliency.flip([axis - 1 for axis in axes])
+        runs.append((out.logits.softmax(1), out.saliency.flip(axes), native, weights))
+    return [torch.stack(parts).mean(0) for parts in zip(*runs, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["small_mst", "small_mst_resnet"])
+@pytest.mark.parametrize("padded", [[], [0, 1, 7]])
+@pytest.mark.parametrize("positions", [False, True])
+def test_flips_equal_eight_passes_at_half_the_cost(
+    name: str, padded: list[int], positions: bool, request
+) -> None:
+    model = request.getfixturevalue(name)
+    if positions:
+        model.slice_positions = nn.Parameter(torch.randn(1, 8, 32))
+    mask = torch.zeros(2, 8, dtype=torch.bool)
+    mask[:, padded] = True
     passes = []
-    hook = small_mst.encoder.register_forward_hook(lambda *_: passes.append(1))
-    one = explain_flips(small_mst, VOLUME[:1])
+    first = model.encoder.embeddings if name == "small_mst" else model.encoder.conv1
+    hook = first.register_forward_hook(lambda *_: passes.append(1))
+    one = explain_flips(model, VOLUME, padding_mask=mask)
     hook.remove()
-    assert len(passes) == 4
-    probabilities, maps = [], []
-    for axes in ([], [2], [3], [4], [2, 3], [2, 4], [3, 4], [2, 3, 4]):
-        out = explain(small_mst, VOLUME[:1].flip(axes))
-        probabilities.append(out.logits.softmax(1))
-        maps.append(out.saliency.flip(axes))
-    assert torch.allclose(one.logits.softmax(1), torch.stack(probabilities).mean(0), atol=1e-6)
-    assert torch.allclose(one.saliency, torch.stack(maps).mean(0), atol=1e-6)
+    assert len(passes) == (8 if positions else 4)
+    probabilities, maps, native, weights = _naive_flips(model, VOLUME, mask)
+    assert torch.allclose(one.logits.softmax(1), probabilities, atol=1e-6)
+    assert torch.allclose(one.saliency, maps, atol=1e-6)
+    assert torch.allclose(one.native_saliency, native, atol=1e-6)
+    assert torch.allclose(one.slice_weights, weights, atol=1e-6)
 
 
-def test_flips_of_the_resnet_average_eight_passes(small_resnet: ResNet3D) -> None:
-    one = explain_flips(small_resnet, VOLUME[:1])
-    target = int(small_resnet(VOLUME[:1]).argmax())
+@pytest.mark.parametrize("target", [None, 0, 1])
+def test_flips_of_the_resnet_average_eight_passes(small_resnet: ResNet3D, target: int | None) -> None:
+    one = explain_flips(small_resnet, VOLUME[:1], target=target)
     maps = [
         explain(small_resnet, VOLUME[:1].flip(axes), target=target).saliency.flip(axes)
         for axes in ([], [2], [3], [4], [2, 3], [2, 4], [3, 4], [2, 3, 4])

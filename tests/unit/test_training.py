@@ -2,23 +2,31 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from fake_hub import FakeHub
+from safetensors.torch import load_file
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from mst.data import ManifestError, read_manifest
 from mst.data.simulator import Nodule, simulate_chest_ct
-from mst.models import load_model
+from mst.models import ResNetSliceTransformer, load_model
+from mst.models.encoders import interpolate_positions, paper_encoder
 from mst.preprocess import prepare
 from mst.scan import write_nifti
 from mst.tasks import TASKS
 from mst.training.augment import Augmentation
 from mst.training.cases import load_cases, split
 from mst.training.datasets import SliceDraws, VolumeDraws
-from mst.training.runs import Study, TrainingError, load_config, run
+from mst.training.runs import CONFIGS, Study, TrainingError, build_model, load_config, run
 
 CHEST = TASKS["chest-ct"]
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
@@ -258,6 +266,148 @@ def test_a_wrong_config_is_explained(configs: Path) -> None:
         load_config(configs / "gone.yaml")
     with pytest.raises(TrainingError, match="no setting"):
         load_config(configs / "resnet.yaml", ["nonsense"])
+
+
+MST_RESNET = {
+    **RESNET,
+    "name": "tiny-mst-resnet",
+    "model": {
+        "architecture": "resnet-slice-transformer",
+        "grid": GRID,
+        "depth": 10,
+        "width": 4,
+        "channels": 1,
+        "first_kernel": 3,
+        "slice_heads": 4,
+    },
+    "keep_slices": 4,
+}
+
+
+def test_the_mst_with_a_2d_resnet_trains_like_the_others(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mst-resnet.yaml").write_text(yaml.safe_dump(MST_RESNET))
+    config = load_config(tmp_path / "mst-resnet.yaml")
+    before = build_model(config, Study(data, config, tmp_path / "runs")).state_dict()
+    run(config, data, tmp_path / "out", tmp_path / "runs")
+    model = load_model(tmp_path / "out")
+    assert isinstance(model, ResNetSliceTransformer)
+    after = model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert {"cls_token", "linear.weight", "encoder.conv1.weight"} <= moved
+    assert "Medical Slice Transformer with a 2D ResNet" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.fixture
+def dinov2(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes folders like facebook/dinov2-small and facebook/dinov2-with-registers-small, but tiny."""
+
+    def make(registers: int) -> Path:
+        torch.manual_seed(registers)
+        settings = {
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 70,
+            "patch_size": 14,
+        }
+        if registers:
+            model = Dinov2WithRegistersModel(
+                Dinov2WithRegistersConfig(num_register_tokens=registers, **settings)
+            )
+        else:
+            model = Dinov2Model(Dinov2Config(**settings))
+        torch.nn.init.normal_(model.embeddings.position_embeddings)
+        folder = tmp_path / f"dinov2-{registers}"
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def _dinov2_config(encoder: str, folder: Path) -> Path:
+    config = {
+        **RESNET,
+        "name": "tiny-dinov2",
+        "model": {
+            "architecture": "slice-transformer",
+            "encoder": encoder,
+            "grid": {"shape": [4, 42, 42], "spacing_mm": [4.0, 1.0, 1.0]},
+            "slice_heads": 2,
+        },
+        "training": {"steps": 1, "batch": 1, "learning_rate": 1e-3},
+    }
+    path = folder / "dinov2.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_config_names_a_pretrained_encoder(registers: int, dinov2, data: Path, tmp_path: Path) -> None:
+    source = dinov2(registers)
+    config = load_config(_dinov2_config(str(source), tmp_path))
+    model = build_model(config, Study(data, config, tmp_path / "runs"))
+    given = load_file(source / "model.safetensors")
+    built = model.encoder.state_dict()
+    name = "encoder.layer.1.mlp.fc1.weight"
+    assert torch.equal(built[name], given[name])
+    positions = "embeddings.position_embeddings"
+    assert built[positions].shape == (1, 1 + 3 * 3, 24)
+    assert torch.equal(built[positions], interpolate_positions(given[positions], 3, registers > 0))
+    run(config, data, tmp_path / "out", tmp_path / "runs")
+    trained = load_model(tmp_path / "out")  # needs the encoder's source no more
+    assert getattr(trained.encoder.config, "num_register_tokens", 0) == registers
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "from scratch" not in card
+    assert "its encoder from" in card
+
+
+HUB_ENCODER = """
+import sys, json
+from mst.models.encoders import EncoderError, build_encoder, hub_encoder
+settings, weights = hub_encoder("facebook/dinov2-small", 42)
+build_encoder(settings).load_state_dict(weights)
+answers = {"settings": settings}
+for name in ("facebook/bert", "facebook/nowhere"):
+    try:
+        hub_encoder(name)
+    except EncoderError as error:
+        answers[name] = str(error)
+print(json.dumps(answers))
+"""
+
+
+def test_a_pretrained_encoder_comes_from_the_hub(dinov2, tmp_path: Path) -> None:
+    with FakeHub() as hub:
+        hub.files["facebook/dinov2-small"] = {path.name: path.read_bytes() for path in dinov2(0).iterdir()}
+        hub.files["facebook/bert"] = {"config.json": json.dumps({"model_type": "bert"}).encode()}
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_ENCODER], capture_output=True, text=True, env=environment, timeout=240
+        )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.strip().splitlines()[-1])
+    assert answers["settings"]["image_size"] == 42
+    assert answers["settings"]["hidden_size"] == 24
+    assert "is a bert model" in answers["facebook/bert"]
+    assert "no DINOv2 encoder" in answers["facebook/nowhere"]
+
+
+def test_an_encoder_that_is_none_is_explained(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = load_config(_dinov2_config(str(tmp_path / "empty"), tmp_path))
+    with pytest.raises(TrainingError, match="no DINOv2 encoder could be read from this folder"):
+        build_model(config, Study(data, config, tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("name", ["chest-ct-mst-resnet", "chest-ct-mst-dinov2"])
+def test_the_other_shipped_configs_fit_their_models(name: str, data: Path, tmp_path: Path) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    if name == "chest-ct-mst-dinov2":  # the real one lies on the hub; its shape is that of the paper's
+        assert config["model"]["encoder"] == "facebook/dinov2-small"
+        config["model"]["encoder"] = {**paper_encoder("s"), "image_size": 224, "num_hidden_layers": 1}
+    model = build_model(config, Study(data, config, tmp_path / "runs"))
+    assert model.grid["shape"][0] == 32
 
 
 def test_the_shipped_configs_load() -> None:

@@ -1,0 +1,161 @@
+"""The DINOv2 encoders of the MST: their sizes, their position embeddings, and loading one from the hub."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import (
+    AutoConfig,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+)
+
+Encoder = Dinov2Model | Dinov2WithRegistersModel
+# size -> (width, layers, heads); Oquab et al., DINOv2, arXiv 2304.07193, table 17 (S/14, B/14, L/14)
+SIZES: dict[str, tuple[int, int, int]] = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+# What of a transformers config says how the encoder is built; the rest is of no use in a checkpoint.
+SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp_ratio",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "layer_norm_eps",
+    "qkv_bias",
+    "hidden_act",
+    "use_swiglu_ffn",
+)
+
+
+class EncoderError(ValueError):
+    """A pre-trained encoder that cannot be had; the message says why."""
+
+
+def paper_encoder(size: str = "s") -> dict[str, Any]:
+    """Encoder settings of the published DINOv2 encoders with patches of 14 pixels.
+
+    Args:
+        size: "s" (the paper's), "b" or "l".
+    """
+    width, layers, heads = SIZES[size]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": 518,
+        "patch_size": 14,
+        "num_channels": 3,
+        "layer_norm_eps": 1e-6,
+    }
+
+
+def build_encoder(settings: dict[str, Any]) -> Encoder:
+    """An encoder with random weights.
+
+    Args:
+        settings: arguments of `transformers.Dinov2Config`; with `num_register_tokens` above zero, of
+            `transformers.Dinov2WithRegistersConfig` (Darcet et al., arXiv 2309.16588).
+    """
+    given: dict[str, Any] = {"attn_implementation": "sdpa", **settings}
+    if given.get("num_register_tokens"):
+        return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**given))
+    given.pop("num_register_tokens", None)
+    return Dinov2Model(Dinov2Config(**given))
+
+
+def registers(encoder: Encoder) -> int:
+    """How many register tokens stand between the class token and the patches."""
+    return int(getattr(encoder.config, "num_register_tokens", 0) or 0)
+
+
+def interpolate_positions(positions: Tensor, side: int, with_registers: bool) -> Tensor:
+    """Position embeddings for another grid of patches, by DINOv2's own formula.
+
+    DINOv2 interpolates bicubically. Its models without registers pass `scale_factor=(side + 0.1) / stored`, which
+    samples at slightly other places than `size=` does; those with registers pass `size=` with antialiasing
+    (`DinoVisionTransformer.interpolate_pos_encoding` and `dinov2/hub/backbones.py` in facebookresearch/dinov2).
+
+    Args:
+        positions: float32 [1, 1 + stored * stored, width], the class token's first.
+        side: patches a side of the new grid, which is square.
+        with_registers: whether the encoder has register tokens.
+
+    Returns:
+        float32 [1, 1 + side * side, width]; the very tensor where the grid is the stored one.
+
+    Raises:
+        ValueError: the stored grid is not square.
+    """
+    stored = math.isqrt(positions.shape[1] - 1)
+    if stored * stored != positions.shape[1] - 1:
+        raise ValueError(f"{positions.shape[1] - 1} position embeddings are no square grid")
+    if stored == side:
+        return positions
+    grid = positions[:, 1:].float().reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
+    if with_registers:
+        grid = interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    else:
+        scale = (side + 0.1) / stored
+        grid = interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    if grid.shape[-2:] != (side, side):
+        raise ValueError(f"interpolation gave {list(grid.shape[-2:])} positions, not {side} x {side}")
+    return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)], dim=1)
+
+
+def hub_encoder(source: str, image_size: int | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A pre-trained DINOv2 from the hub or a local folder, for training an MST on top of it.
+
+    Args:
+        source: such as "facebook/dinov2-small", "facebook/dinov2-with-registers-base", or a folder.
+        image_size: pixels a side of the slices; the position embeddings are interpolated to their grid.
+            None: left as they are.
+
+    Returns:
+        (settings for `build_encoder`, weights by their names in it). The settings go into the checkpoint's
+        config.json, so that a trained model needs the hub no more.
+
+    Raises:
+        EncoderError: it is no DINOv2, it cannot be reached, or it is damaged; the message says which.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+        kinds: dict[str, Any] = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
+        if config.model_type not in kinds:
+            raise EncoderError(
+                f"{source} is a {config.model_type} model; an encoder must be a DINOv2, such as "
+                "facebook/dinov2-small or facebook/dinov2-with-registers-base"
+            )
+        # safetensors alone: a pickle could run code
+        loaded: tuple[Any, dict[str, Any]] = kinds[config.model_type].from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        encoder, found = loaded
+        if found["missing_keys"]:  # transformers would leave them at random and only warn
+            missing = sorted(found["missing_keys"])
+            raise EncoderError(f"{source} lacks {len(missing)} of its weights, {missing[0]} among them")
+    except EncoderError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, httpx2.HTTPError) as error:
+        what = "folder" if Path(source).is_dir() else "hub repository (or there is no connection to the hub)"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise EncoderError(f"{source}: no DINOv2 encoder could be read from this {what}: {reason}") from error
+    settings = {key: getattr(config, key) for key in SHAPE if hasattr(config, key)}
+    if count := registers(encoder):
+        settings["num_register_tokens"] = count
+    weights = {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+    if image_size is not None:
+        settings["image_size"] = image_size
+        key = "embeddings.position_embeddings"
+        weights[key] = interpolate_positions(weights[key], image_size // settings["patch_size"], count > 0)
+    return settings, weights

@@ -1,0 +1,229 @@
+"""What the models of the MST family share: one 2D encoder on every slice, and the fusion of the slices.
+
+Müller-Franzes et al., "Medical Slice Transformer", arXiv 2411.15802, section 2 and figure 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mst.models.base import ScanClassifier
+
+FUSIONS = ("transformer", "average", "linear")
+
+
+class SliceClassifier(ScanClassifier):
+    """A classifier that encodes each slice to a vector and then fuses the vectors.
+
+    A subclass makes `self.encoder`, calls `build_fusion`, and says in `encode` how slices become vectors.
+
+    Fusion "transformer" (the paper's) puts a learnt class token before the slices, mixes them with a pre-norm
+    transformer encoder and classifies the class token. "average" classifies the mean of the slices, "linear" all
+    of them side by side. Only the transformer knows which slices are padding; as in the published code, the
+    other two take a padded slice as `mst.preprocess` fills it, like the 3D ResNet does.
+    """
+
+    encoder: nn.Module
+    fusion: str
+    slice_positions: nn.Parameter | None
+
+    def build_fusion(
+        self,
+        width: int,
+        *,
+        fusion: str = "transformer",
+        layers: int = 1,
+        heads: int = 12,
+        feedforward: int | None = None,
+        positions: int = 0,
+        bottleneck: int | None = None,
+        slices: int = 32,
+    ) -> None:
+        """Makes what follows the encoder.
+
+        Args:
+            width: of the encoder's vector.
+            fusion: one of `FUSIONS`.
+            layers, heads, feedforward: of the transformer; feedforward None: its width (paper).
+            positions: learnt slice positions; 0 (paper): the order of the slices does not matter.
+            bottleneck: the vectors are brought to this width first; None (paper): they are not.
+            slices: how many slices "linear" takes.
+
+        Raises:
+            ValueError: no such fusion, or slice positions without the transformer.
+        """
+        if fusion not in FUSIONS:
+            raise ValueError(f"there is no slice fusion {fusion!r}; choose one of {', '.join(FUSIONS)}")
+        if positions and fusion != "transformer":
+            raise ValueError("only the slice fusion 'transformer' has slice positions")
+        self.fusion = fusion
+        self.bottleneck = nn.Linear(width, bottleneck) if bottleneck else None
+        width = bottleneck or width
+        if fusion != "transformer":
+            self.slice_positions = None
+            self.linear = nn.Linear(width * (slices if fusion == "linear" else 1), len(self.classes))
+            return
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.slice_positions = nn.Parameter(torch.zeros(1, positions, width)) if positions else None
+        layer = nn.TransformerEncoderLayer(
+            width, heads, feedforward or width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.slice_fusion = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.linear = nn.Linear(width, len(self.classes))
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of the slices matters to the logits."""
+        return self.fusion == "linear" or self.slice_positions is not None
+
+    def encode(self, slices: Tensor) -> Tensor:
+        """Slices float32 [N, 1, H, W] -> their vectors [N, width]."""
+        raise TypeError(f"{type(self).__name__} does not say how it encodes a slice")
+
+    def hidden(self, padding_mask: Tensor | None) -> Tensor | None:
+        """The padding mask as the fusion takes it: None where it makes no difference to this model."""
+        return padding_mask if self.fusion == "transformer" else None
+
+    def encode_slices(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """One feature vector a slice.
+
+        Args:
+            volume: float32 [B, 1, D, H, W].
+            padding_mask: bool [B, D], True where a slice is padding; such slices are not encoded.
+
+        Returns:
+            float32 [B, D, width]; zero where a slice is padding.
+        """
+        features = self.encode(kept_slices(volume, self.hidden(padding_mask)))
+        if self.bottleneck is not None:
+            features = self.bottleneck(features)
+        return on_all_slices(features, volume, self.hidden(padding_mask))
+
+    def classify_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Slice features [B, D, width] and padding_mask bool [B, D] -> logits [B, C].
+
+        Raises:
+            ValueError: more slices than the model has positions for, or another number than "linear" takes.
+        """
+        batch, depth, width = features.shape
+        if self.fusion == "average":
+            return self.linear(features.mean(dim=1))
+        if self.fusion == "linear":
+            if depth * width != self.linear.in_features:
+                raise ValueError(
+                    f"this model takes {self.linear.in_features // width} slices, not {depth}: its fusion is linear"
+                )
+            return self.linear(features.flatten(1))
+        if self.slice_positions is not None:
+            if depth > self.slice_positions.shape[1]:
+                raise ValueError(
+                    f"this model takes at most {self.slice_positions.shape[1]} slices, not {depth}"
+                )
+            features = features + self.slice_positions[:, :depth]
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), features], dim=1)
+        return self.linear(self.slice_fusion(tokens, src_key_padding_mask=_with_class(padding_mask))[:, 0])
+
+    def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
+        return self.classify_slices(self.encode_slices(volume, padding_mask), padding_mask)
+
+    @torch.no_grad()
+    def weigh_slices(
+        self, features: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The logits, and how much each slice weighs in them.
+
+        The transformer runs through scaled_dot_product_attention, which never forms the attention matrix; only
+        the class token's row of its last layer is computed, from that layer's own input.
+
+        Args:
+            features: float32 [B, D, width], from `encode_slices`.
+            padding_mask: bool [B, D].
+
+        Returns:
+            logits [B, C]; attention [B, heads, D] of the last layer from the class token to the slices, after the
+            softmax over the slices and the class token itself, zero for padding. For "average" each slice has
+            the same weight; for "linear" there is none: None.
+        """
+        if self.fusion != "transformer":
+            depth = features.shape[1]
+            even = features.new_full((features.shape[0], 1, depth), 1 / depth)
+            return self.classify_slices(features), even if self.fusion == "average" else None
+        layer: Any = self.slice_fusion.layers[-1]
+        with inputs_of(layer.norm1) as tokens:
+            logits = self.classify_slices(features, padding_mask)
+        normed = layer.norm1(tokens[0])
+        query, key, _ = nn.functional.linear(
+            normed, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
+        ).chunk(3, dim=-1)
+        row = class_row(query, key, layer.self_attn.num_heads, _with_class(padding_mask))
+        return logits, row[..., 1:]
+
+
+def kept_slices(volume: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Volume [B, 1, D, H, W] -> its slices [N, 1, H, W] that are not padding, in order."""
+    slices = volume.reshape(-1, 1, *volume.shape[3:])
+    return slices if padding_mask is None else slices[~padding_mask.reshape(-1)]
+
+
+def on_all_slices(values: Tensor, volume: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Values [N, ...] of the slices from `kept_slices` -> [B, D, ...], zero where a slice is padding."""
+    batch, _, depth = volume.shape[:3]
+    if padding_mask is not None:
+        full = values.new_zeros(batch * depth, *values.shape[1:])
+        full[~padding_mask.reshape(-1)] = values
+        values = full
+    return values.reshape(batch, depth, *values.shape[1:])
+
+
+def class_row(query: Tensor, key: Tensor, heads: int, hidden: Tensor | None = None) -> Tensor:
+    """Attention of the first token to all: query, key [N, T, width] -> [N, heads, T], rows sum to 1."""
+    head_width = query.shape[-1] // heads
+    first = query[:, :1].unflatten(-1, (heads, head_width)).transpose(1, 2)  # [N, heads, 1, head_width]
+    keys = key.unflatten(-1, (heads, head_width)).permute(0, 2, 3, 1)  # [N, heads, head_width, T]
+    scores = (first @ keys).squeeze(2) * head_width**-0.5
+    if hidden is not None:
+        scores = scores.masked_fill(hidden[:, None], float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+@contextmanager
+def outputs_of(*modules: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Keeps what the modules put out during the block, by their position in the call."""
+    kept: dict[int, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, output, index=index: kept.__setitem__(index, output))
+        for index, module in enumerate(modules)
+    ]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def inputs_of(*modules: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Keeps what the modules are given during the block, by their position in the call."""
+    kept: dict[int, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _m, args, index=index: kept.__setitem__(index, args[0]))
+        for index, module in enumerate(modules)
+    ]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _with_class(padding_mask: Tensor | None) -> Tensor | None:
+    """The padding mask with the class token put before the slices; it is no padding."""
+    return None if padding_mask is None else nn.functional.pad(padding_mask, (1, 0), value=False)
