@@ -99,8 +99,15 @@ def evaluate(
         raise ManifestError(str(failed[0]) + (f" Also unusable: {others}." if others else ""))
     ordered = _ordered(rows, cases)
     write_whole(out / PREDICTIONS, _as_csv(ordered, list(given)))
-    metrics = {"task": task, "manifest": Path(manifest).name, "off_centre_mm": off_centre_mm, "tta": tta}
+    metrics: dict[str, Any] = {
+        "task": task,
+        "manifest": Path(manifest).name,
+        "off_centre_mm": off_centre_mm,
+        "tta": tta,
+    }
     metrics |= summarise(ordered, study.classes, {name: _named(pattern) for name, pattern in given.items()})
+    for name, by_case in checkpoints.items():
+        metrics["models"][name]["title"] = cached_model(by_case[cases[0].name]).title
     write_whole(out / ROC, roc_png(ordered, metrics))
     write_whole(out / REPORT, evaluation_html(ordered, metrics))
     # Last, so that whoever finds metrics.json finds the rest as well.
@@ -134,7 +141,7 @@ def _fingerprint(checkpoint: str, task: Task) -> str:
     model = cached_model(checkpoint)
     if model.task != task.key:
         raise CheckpointError(f"{_named(checkpoint)} was trained for {model.task}, not for {task.key}.")
-    digest = hashlib.sha256(repr((model.classes, model.grid, model.temperature, model.method)).encode())
+    digest = hashlib.sha256(repr((model.title, model.classes, model.grid, model.temperature)).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

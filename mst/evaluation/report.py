@@ -10,7 +10,7 @@ from typing import Any
 
 from mst.evaluation.figures import SALIENCY, YES_OR_NO, Row
 from mst.evaluation.plots import DARK, LIGHT, calibration_svg, roc_svg
-from mst.prediction import DISCLAIMER, LABELS, SHORT_LABELS
+from mst.prediction import DISCLAIMER, SHORT_LABELS
 from mst.tasks import get_task
 
 MEASURES = {
@@ -76,7 +76,7 @@ def _facts(metrics: Mapping[str, Any]) -> str:
         ("Cases", f"{n['cases']} of {n['patients']} patients: {counts}"),
         ("Masks", f"{n['with_mask']} cases" if n["with_mask"] else "none"),
         ("Regions centred", centred),
-        *((LABELS[name], found["checkpoint"]) for name, found in metrics["models"].items()),
+        *((found["title"], found["checkpoint"]) for found in metrics["models"].values()),
         ("Manifest", metrics["manifest"]),
         ("Date", metrics["date"]),
     ]
@@ -88,10 +88,10 @@ def _facts(metrics: Mapping[str, Any]) -> str:
 def _findings(metrics: Mapping[str, Any]) -> str:
     """What the figures mean, in sentences."""
     found = []
-    for name, model in metrics["models"].items():
+    for model in metrics["models"].values():
         low, high = model["auc_ci95"]
         area = f"<strong>{model['auc']:.2f}</strong> (95% CI {low:.2f} to {high:.2f})"
-        text = f"The {LABELS[name]} reaches an AUC of {area}"
+        text = f"The {escape(model['title'])} reaches an AUC of {area}"
         if low <= 0.5 <= high:
             text += "; on these cases it is not shown to be better than chance"
         elif high < 0.5:
@@ -154,7 +154,7 @@ def _classification(rows: Sequence[Row], metrics: Mapping[str, Any]) -> str:
             [calibration_svg(metrics, c) for c in (LIGHT, DARK)],
         ),
     )
-    confusion = "".join(_confusion(LABELS[name], m, metrics["classes"]) for name, m in models.items())
+    confusion = "".join(_confusion(m["title"], m, metrics["classes"]) for m in models.values())
     return (
         f'<section><h2>Classification</h2><div class="pair">{"".join(pictures)}</div>'
         + _table(
