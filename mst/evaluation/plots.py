@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -73,7 +73,7 @@ def calibration_svg(metrics: Mapping[str, Any], colours: Colours) -> bytes:
             capsize=2.5,
             label=f"{SHORT_LABELS[name]}, Brier score {found['brier']:.3f}",
         )
-    _legend(axes, colours, "upper left")
+    _legend(axes, colours)
     return _saved(figure, "svg")
 
 
@@ -97,14 +97,15 @@ def _roc(rows: Sequence[Row], metrics: Mapping[str, Any], colours: Colours) -> F
         axes.plot(
             1 - found["specificity"], found["sensitivity"], color=colour, marker=MARKERS[name], markersize=6
         )
-    _legend(axes, colours, "lower right")
+    _legend(axes, colours)
     return figure
 
 
 def _square(colours: Colours, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A plot from 0 to 1 along both axes, with its diagonal."""
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
+    # The axes keep their place whatever the legend above them says, so that two plots side by side match.
+    figure = Figure(figsize=(5, 5.5))
+    axes = figure.add_axes((0.13, 0.1, 0.84, 0.84 * 5 / 5.5))
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_xlabel(x_label, color=colours.text, fontsize=11)
     axes.set_ylabel(y_label, color=colours.text, fontsize=11)
@@ -117,15 +118,18 @@ def _square(colours: Colours, x_label: str, y_label: str) -> tuple[Figure, Axes]
     return figure, axes
 
 
-def _legend(axes: Axes, colours: Colours, place: Literal["upper left", "lower right"]) -> None:
+def _legend(axes: Axes, colours: Colours) -> None:
+    """Above the plot, where no curve runs."""
     handles, labels = axes.get_legend_handles_labels()
     # The models come first, although the baseline is drawn below them.
     order = sorted(range(len(labels)), key=lambda i: labels[i].startswith(BASELINE))
     axes.legend(
         [handles[i] for i in order],
         [labels[i] for i in order],
-        loc=place,
-        fontsize=9.5,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.01),
+        borderaxespad=0,
+        fontsize=10.5,
         frameon=False,
         labelcolor=colours.text,
         handlelength=2.4,

@@ -300,7 +300,7 @@ def _picture(title: str, description: str, versions: Sequence[bytes]) -> str:
     light, dark = (f"data:image/svg+xml;base64,{b64encode(svg).decode()}" for svg in versions)
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(description)}" width="500" height="500"></picture>'
+        f'<img src="{light}" alt="{escape(description)}" width="500" height="550"></picture>'
         f"<figcaption>{escape(title)}</figcaption></figure>"
     )
 
