@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     args = parser.parse_args(_join_center(list(sys.argv[1:] if arguments is None else arguments)))
     if not hasattr(args, "run"):
-        parser.error("say what to do: predict, convert or prepare")
+        parser.error("say what to do: predict, evaluate, convert or prepare")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in ("transformers", "huggingface_hub"):
@@ -70,6 +70,35 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--mst", metavar="CHECKPOINT", help="folder or hub repository of the MST")
     predict.add_argument("--resnet", metavar="CHECKPOINT", help="folder or hub repository of the 3D ResNet")
     predict.set_defaults(run=_predict)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure both models on cases whose answers are known",
+        description="Runs both models over the cases of a manifest; writes predictions.csv, metrics.json, roc.png "
+        "and report.html. Started again, it computes only what is missing.",
+    )
+    evaluate.add_argument(
+        "--manifest",
+        required=True,
+        type=Path,
+        metavar="CSV",
+        help="columns image and label; may have case, patient, mask, fold and center_x, center_y, center_z",
+    )
+    evaluate.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
+    evaluate.add_argument(
+        "--task", default="chest-ct", choices=list(TASKS), help="the study (default: chest-ct)"
+    )
+    fold = "; {fold} in it stands for the case's fold"
+    evaluate.add_argument("--mst", metavar="CHECKPOINT", help="folder or hub repository of the MST" + fold)
+    evaluate.add_argument("--resnet", metavar="CHECKPOINT", help="the same for the 3D ResNet")
+    evaluate.add_argument(
+        "--off-centre",
+        type=_millimetres,
+        default=0.0,
+        metavar="MM",
+        help="shift each region by up to this along each axis, to tell whether saliency follows the lesion",
+    )
+    evaluate.add_argument("--tta", action="store_true", help="average over the eight flips")
+    evaluate.set_defaults(run=_evaluate)
     convert = commands.add_parser(
         "convert",
         help="turn the paper's published weights into a checkpoint folder",
@@ -122,6 +151,48 @@ def _positive(text: str) -> int:
     return number
 
 
+def _millimetres(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 mm")
+    return number
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from mst.data import read_manifest
+
+    # Before torch is imported, which takes seconds: a bad manifest should be told at once.
+    read_manifest(args.manifest, get_task(args.task).classes)
+
+    from mst.evaluation import evaluate
+    from mst.prediction import LABELS
+
+    metrics = evaluate(
+        args.manifest,
+        args.out,
+        args.task,
+        {"mst": args.mst, "resnet": args.resnet},
+        off_centre_mm=args.off_centre,
+        tta=args.tta,
+        on_case=_told,
+    )
+    width = max(len(LABELS[name]) for name in metrics["models"])
+    for name, found in metrics["models"].items():
+        low, high = found["auc_ci95"]
+        print(f"{LABELS[name]:<{width}}  AUC {found['auc']:.3f} (95% CI {low:.3f} to {high:.3f})")
+    if "comparison" in metrics:
+        p = metrics["comparison"]["delong_p"]
+        print("DeLong's paired test: " + ("p unknown" if p is None else f"p = {p:.3f}"))
+    print(f"Wrote {args.out}/predictions.csv, metrics.json, roc.png and report.html.")
+    return 0
+
+
+def _told(done: int, count: int) -> None:
+    """Progress, where somebody watches."""
+    if sys.stderr.isatty():
+        print(f"\r{done} of {count}", end="" if done < count else "\n", file=sys.stderr, flush=True)
+
+
 def _prepare_simulated(args: argparse.Namespace) -> int:
     from mst.data import read_manifest
     from mst.data.outlines import matching_patients, read_outlines
@@ -135,11 +206,7 @@ def _prepare_simulated(args: argparse.Namespace) -> int:
         outlines = [outline for outline in outlines if outline.patient not in known]
         print(f"Left out {len(known)} patients; {len(outlines)} outlines remain.")
 
-    def told(done: int, count: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done} of {count}", end="" if done < count else "\n", file=sys.stderr, flush=True)
-
-    manifest = write_simulated(args.out, args.cases, outlines, args.seed, told)
+    manifest = write_simulated(args.out, args.cases, outlines, args.seed, _told)
     print(f"Wrote {args.cases} cases and {manifest}.")
     return 0
 

@@ -153,14 +153,21 @@ def read_scan(path: str | Path | Sequence[str | Path]) -> Scan:
     return _checked(scan, _names(given))
 
 
-def read_mask(path: str | Path | Sequence[str | Path], scan: Scan) -> np.ndarray:
+def read_mask(path: str | Path | Sequence[str | Path], scan: Scan, *, same_shape: bool = False) -> np.ndarray:
     """Reads a lesion mask and brings it to a scan's grid (nearest neighbour).
+
+    Args:
+        path: as for `read_scan`.
+        scan: that it was drawn on.
+        same_shape: refuse a mask that does not have the scan's number of voxels along each axis: among many
+            cases, a mask of another shape is more often a mixed-up file than one to be resampled.
 
     Returns:
         bool, shape `scan.shape`; True where the file's value is above zero.
 
     Raises:
-        ScanError: the file cannot be read, the mask is empty, or it does not overlap the scan.
+        ScanError: the file cannot be read, the mask is empty or of another shape, or it does not overlap the
+            scan.
     """
     given = [Path(p) for p in ([path] if isinstance(path, str | Path) else path)]
     with tempfile.TemporaryDirectory(prefix="mask-") as folder:
@@ -172,6 +179,11 @@ def read_mask(path: str | Path | Sequence[str | Path], scan: Scan) -> np.ndarray
             raise ScanError(f"The mask {_names(given)} could not be read: the file seems damaged.") from error
     if not np.any(mask.voxels > 0):
         raise ScanError(f"The mask {_names(given)} is empty: it marks no voxel.")
+    shapes = [" x ".join(map(str, volume.canonical().shape)) for volume in (mask, scan)]
+    if same_shape and shapes[0] != shapes[1]:
+        raise ScanError(
+            f"The mask {_names(given)} has {shapes[0]} voxels, its scan {shapes[1]}; they must agree."
+        )
     marked = _onto(mask, scan, order=0) > 0
     if not marked.any():
         raise ScanError(f"The mask {_names(given)} does not overlap the scan; was it drawn on another one?")

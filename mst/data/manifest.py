@@ -1,19 +1,23 @@
-"""The training manifest: a CSV with a row a case.
+"""The manifest of cases, to train on or to evaluate on: a CSV with a row a case.
 
-Columns `case`, `image` and `label` must be there; `patient`, `mask` and `malignancy` may be. Where there is no
-`patient` column, each case is taken for another patient. Files are relative to the CSV's folder. Any further
-column that holds numbers is kept as a rating of the case.
+Columns `image` and `label` must be there; `case`, `patient`, `mask`, `fold`, `malignancy`, and `center_x`,
+`center_y`, `center_z` together (RAS millimetres) may be. Where there is no `case` column, a case is named after its
+image; where there is no `patient` column, each case is taken for another patient. Files are relative to the CSV's
+folder. Any further column that holds numbers is kept as a rating of the case.
 """
 
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-REQUIRED = ("case", "image", "label")
-TEXT = {*REQUIRED, "patient", "mask"}
+REQUIRED = ("image", "label")
+TEXT = {*REQUIRED, "case", "patient", "mask", "fold"}
+CENTER = ("center_x", "center_y", "center_z")
 INDETERMINATE = "indeterminate"
 
 
@@ -31,6 +35,8 @@ class Case:
         image, mask: files; mask is None where the manifest names none.
         label: one of the study's classes, or "indeterminate".
         ratings: the row's numeric columns ("malignancy": 4.0, ...).
+        center: (x, y, z) of the lesion in RAS millimetres; None where the manifest gives none.
+        fold: the name of the fold that the case belongs to; "" where the manifest names none.
         source: "manifest.csv, row 7", for messages.
     """
 
@@ -41,6 +47,8 @@ class Case:
     label: str
     ratings: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    center: tuple[float, float, float] | None = None
+    fold: str = ""
 
 
 def read_manifest(path: str | Path, classes: Sequence[str]) -> list[Case]:
@@ -51,9 +59,34 @@ def read_manifest(path: str | Path, classes: Sequence[str]) -> list[Case]:
         classes: names of the study's classes; other labels than these and "indeterminate" are errors.
 
     Raises:
-        ManifestError: no manifest; a column, file or label missing; a case named twice; one class only.
+        ManifestError: no manifest; a column, file or label missing; a case named twice; a patient in two folds;
+            one class only.
     """
     path = _find(Path(path))
+    try:
+        cases = _read(path, classes)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path.name} is not a CSV file in UTF-8; save it as one.") from error
+    names: dict[str, str] = {}
+    folds: dict[str, Case] = {}
+    for case in cases:
+        if case.name in names:
+            raise ManifestError(f"{case.source}: the case {case.name} is there already ({names[case.name]}).")
+        names[case.name] = case.source
+        other = folds.setdefault(case.patient, case)
+        if other.fold != case.fold:
+            raise ManifestError(
+                f"{case.source}: the patient {case.patient} is in fold {case.fold or '(none)'}, but in fold "
+                f"{other.fold or '(none)'} in {other.source.split(', ')[-1]}."
+            )
+    found = sorted({case.label for case in cases} - {INDETERMINATE})
+    if len(found) < 2:
+        only = f"only the class {found[0]}" if found else "no labelled case"
+        raise ManifestError(f"{path.name} holds {only}; cases of {' and of '.join(classes)} are needed.")
+    return cases
+
+
+def _read(path: Path, classes: Sequence[str]) -> list[Case]:
     # utf-8-sig: spreadsheet programs put a byte-order mark before the first column's name.
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -61,19 +94,10 @@ def read_manifest(path: str | Path, classes: Sequence[str]) -> list[Case]:
         if missing := [column for column in REQUIRED if column not in columns]:
             raise ManifestError(
                 f"{path.name} has no column {', '.join(missing)}; it needs {', '.join(REQUIRED)} "
-                "and may have patient, mask and malignancy."
+                "and may have case, patient, mask, fold, malignancy and center_x, center_y, center_z."
             )
         cases = [_case(row, path, reader.line_num, classes) for row in reader]
-    names: dict[str, str] = {}
-    for case in cases:
-        if case.name in names:
-            raise ManifestError(f"{case.source}: the case {case.name} is there already ({names[case.name]}).")
-        names[case.name] = case.source
-    found = sorted({case.label for case in cases} - {INDETERMINATE})
-    if len(found) < 2:
-        only = f"only the class {found[0]}" if found else "no labelled case"
-        raise ManifestError(f"{path.name} holds {only}; training needs cases of {' and of '.join(classes)}.")
-    return cases
+    return cases if "case" in columns else _numbered(cases)
 
 
 def _find(path: Path) -> Path:
@@ -95,8 +119,8 @@ def _case(row: dict[str, str | None], path: Path, line: int, classes: Sequence[s
     values = {
         key: (value or "").strip() for key, value in row.items() if key and isinstance(value, str | None)
     }
-    for column in REQUIRED:
-        if not values[column]:
+    for column in ("case", *REQUIRED):
+        if values.get(column) == "":
             raise ManifestError(f"{source}: the column {column} is empty.")
     label = values["label"]
     if label not in (*classes, INDETERMINATE):
@@ -117,10 +141,46 @@ def _case(row: dict[str, str | None], path: Path, line: int, classes: Sequence[s
             try:
                 ratings[column] = float(value)
             except ValueError:
-                if column == "malignancy":
-                    raise ManifestError(f"{source}: the malignancy {value!r} is not a number.") from None
+                if column in ("malignancy", *CENTER):
+                    raise ManifestError(f"{source}: the {column} {value!r} is not a number.") from None
     malignancy = ratings.get("malignancy", 1.0)
     if not 1 <= malignancy <= 5:
         raise ManifestError(f"{source}: the malignancy is {malignancy:g}, not a rating from 1 to 5.")
-    patient = values.get("patient") or values["case"]
-    return Case(values["case"], patient, image, files["mask"], label, ratings, source)
+    name = values.get("case") or _without_suffix(values["image"])
+    return Case(
+        name=name,
+        patient=values.get("patient") or name,
+        image=image,
+        mask=files["mask"],
+        label=label,
+        ratings=ratings,
+        source=source,
+        center=_center(ratings, source),
+        fold=values.get("fold", ""),
+    )
+
+
+def _center(ratings: dict[str, float], source: str) -> tuple[float, float, float] | None:
+    """Takes the centre out of a row's numbers."""
+    given = [ratings.pop(column) for column in CENTER if column in ratings]
+    if not given:
+        return None
+    if len(given) < 3 or not all(map(math.isfinite, given)):
+        raise ManifestError(f"{source}: a centre needs a number each in {', '.join(CENTER)}.")
+    return given[0], given[1], given[2]
+
+
+def _without_suffix(image: str) -> str:
+    """The image as the manifest names it, so that p1/ct.nii.gz and p2/ct.nii.gz are two patients."""
+    return re.sub(r"(\.nii)?\.\w+$", "", image.rstrip("/"))
+
+
+def _numbered(cases: list[Case]) -> list[Case]:
+    """Cases that were named after their image, several of one image told apart by a number."""
+    counts: dict[str, int] = {}
+    named = []
+    for case in cases:
+        counts[case.name] = counts.get(case.name, 0) + 1
+        again = f"{case.name}-{counts[case.name]}" if counts[case.name] > 1 else case.name
+        named.append(replace(case, name=again))
+    return named

@@ -15,6 +15,7 @@ from mst.models.base import ScanClassifier
 from mst.preprocess import AXES
 from mst.saliency import explain
 from mst.saliency.metrics import saliency_metrics
+from mst.statistics import auc
 from mst.training.cases import LoadedCase
 
 OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
@@ -81,18 +82,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def summarise(
-    folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str], seed: int = 0
-) -> dict[str, Any]:
+def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str]) -> dict[str, Any]:
     """Figures of the held-out predictions of one or more folds.
 
     The AUC separates the last class from the first; cases of no class (indeterminate) do not count in it. It is
-    pooled over the folds, with a 95% bootstrap interval over cases, and given for each fold as well.
+    pooled over the folds, with DeLong's 95% interval, and given for each fold as well.
     """
     rows = [row for fold in folds for row in fold]
     labelled = [row for row in rows if row["label"] in (classes[0], classes[-1])]
     truth, scores = _column(labelled, "probability", classes)
-    low, high = bootstrap_auc(truth, scores, seed=seed)
+    area = auc(truth, scores)
     each = []
     for fold in folds:
         fold_truth, fold_scores = _column(
@@ -100,8 +99,8 @@ def summarise(
         )
         each.append(round(float(roc_auc_score(fold_truth, fold_scores)), 4))
     found: dict[str, Any] = {
-        "auc": round(float(roc_auc_score(truth, scores)), 4),
-        "auc_ci95": [round(low, 4), round(high, 4)],
+        "auc": round(area.value, 4),
+        "auc_ci95": [round(limit, 4) for limit in area.ci95],
         "auc_folds": each,
         "auc_folds_mean": round(float(np.mean(each)), 4),
         "auc_folds_sd": round(float(np.std(each, ddof=1)), 4) if len(each) > 1 else None,
@@ -119,21 +118,6 @@ def summarise(
             float(roc_auc_score(*_column(labelled, "diameter_mm", classes))), 4
         )
     return found
-
-
-def bootstrap_auc(
-    truth: np.ndarray, scores: np.ndarray, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of the AUC over bootstrap samples, drawn within each class."""
-    rng = np.random.default_rng(seed)
-    positive, negative = scores[truth], scores[~truth]
-    values = []
-    for _ in range(draws):
-        p = rng.choice(positive, len(positive))[:, None]
-        n = rng.choice(negative, len(negative))[None]
-        values.append(((p > n) + 0.5 * (p == n)).mean())
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _column(

@@ -127,6 +127,8 @@ def _model(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _figure(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_average_surface_distance
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from mst.models import ResNet3D, ResNetSliceTransformer, SliceTransformer
 from mst.saliency import explain
 from mst.saliency.flips import explain_flips
-from mst.saliency.metrics import saliency_metrics
+from mst.saliency.metrics import average_surface_distance, saliency_metrics
 
 VOLUME = torch.randn(2, 1, 8, 24, 24, generator=torch.Generator().manual_seed(0))
 
@@ -194,12 +196,26 @@ def test_metrics_of_a_perfect_and_of_a_wrong_map() -> None:
     assert perfect["top_slice_in_lesion"]
     assert perfect["share_inside"] == 1
     assert perfect["dice"] == 1
+    assert perfect["average_surface_distance_mm"] == 0
     wrong = np.zeros((20, 20, 20))
     wrong[0, 0, 0] = 1
     bad = saliency_metrics(wrong, mask, (1, 1, 1))
     assert not bad["pointing_game"]
     assert not bad["top_slice_in_lesion"]
     assert bad["dice"] == bad["iou"] == bad["share_inside"] == 0
+    assert bad["average_surface_distance_mm"] > 10
+    nowhere = saliency_metrics(np.zeros((20, 20, 20)), mask, (1, 1, 1))
+    assert nowhere["average_surface_distance_mm"] is None
+
+
+def test_the_surface_distance_is_monais() -> None:
+    rng = np.random.default_rng(4)
+    spacing = (0.7, 0.8, 2.5)
+    first, second = (gaussian_filter(rng.normal(size=(24, 22, 12)), 2) > 0.06 for _ in range(2))
+    expected = compute_average_surface_distance(
+        *(torch.from_numpy(body)[None, None] for body in (first, second)), symmetric=True, spacing=spacing
+    )
+    assert average_surface_distance(first, second, spacing) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_pointing_allows_two_millimetres() -> None:

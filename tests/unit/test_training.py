@@ -220,6 +220,12 @@ def test_a_run_with_other_settings_is_not_mixed_up(data: Path, configs: Path) ->
         (["case,image,label", "a,i0.nii.gz,odd"], "none of benign"),
         (["case,image,label", "a,i0.nii.gz,benign", "b,i1.nii.gz,benign"], "only the class benign"),
         (["case,image,label", "a,i0.nii.gz,benign", "a,i1.nii.gz,malignant"], "is there already"),
+        (["image,label,center_x,center_y,center_z", "i0.nii.gz,benign,1,two,3"], "row 2: the center_y 'two'"),
+        (["image,label,center_x", "i0.nii.gz,benign,1"], "row 2: a centre needs"),
+        (
+            ["image,label,patient,fold", "i0.nii.gz,benign,p,1", "i1.nii.gz,malignant,p,2"],
+            "row 3: the patient p is in fold 2, but in fold 1 in row 2",
+        ),
     ],
 )
 def test_a_bad_manifest_is_explained(data: Path, lines: list[str], message: str) -> None:
@@ -230,6 +236,29 @@ def test_a_bad_manifest_is_explained(data: Path, lines: list[str], message: str)
             read_manifest(path, CHEST.classes)
     finally:
         path.unlink()
+
+
+def test_a_manifest_that_is_no_text_is_explained(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cases.csv"
+    path.write_bytes((data / "i0.nii.gz").read_bytes())
+    with pytest.raises(ManifestError, match=r"cases\.csv is not a CSV file"):
+        read_manifest(path, CHEST.classes)
+
+
+def test_cases_without_a_name_are_named_after_their_image(data: Path) -> None:
+    path = data / "unnamed.csv"
+    path.write_text(
+        "image,label,fold,center_x,center_y,center_z\n"
+        "i0.nii.gz,benign,1,1,-2,3.5\ni0.nii.gz,malignant,1,,,\ni1.nii.gz,malignant,2,,,\n"
+    )
+    try:
+        cases = read_manifest(path, CHEST.classes)
+    finally:
+        path.unlink()
+    assert [case.name for case in cases] == ["i0", "i0-2", "i1"]
+    assert [case.patient for case in cases] == ["i0", "i0", "i1"]
+    assert [case.fold for case in cases] == ["1", "1", "2"]
+    assert [case.center for case in cases] == [(1, -2, 3.5), None, None]
 
 
 def test_a_wrong_config_is_explained(configs: Path) -> None:
