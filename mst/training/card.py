@@ -69,6 +69,8 @@ Command: `{metrics["command"]}` ({metrics["date"]}).
 ## Limits
 
 - {_least(metrics)} cases of the rarer class: every figure above is uncertain, as its interval shows.
+- No step of a run was chosen by a held-out score, but the settings (lengths, learning rates, shares) were chosen with
+  such figures in view, so they may flatter the model a little.
 - The labels are radiologists' ratings, not pathology.
 - The crops come from one collection, round lesions that somebody had marked. The model never saw a region without a
   lesion, other scanners or other populations, and nobody has validated it elsewhere.
@@ -118,8 +120,7 @@ def _procedure(config: dict[str, Any]) -> str:
     else:
         paragraphs.append(
             f"The whole model, on {on}: soft labels from the rating of malignancy, {training['steps']} steps of "
-            f"{training['batch']} volumes with AdamW ({rates}), random shifts, turns, flips, magnification and noise. "
-            "The schedule is fixed: no step was chosen by a held-out score."
+            f"{training['batch']} volumes with AdamW ({rates}), random shifts, turns, flips, magnification and noise."
         )
     return "\n\n".join(paragraphs)
 

@@ -344,9 +344,15 @@ def publish(
             study.folder(config, f"fold-{k}")  # the folds must come from these very settings and cases
         metrics = summarise([read_rows(file) for file in files], study.task.classes)
         metrics["protocol"] = (
-            f"{study.folds}-fold cross-validation by patient, pooled over held-out cases; the whole procedure is "
-            "repeated in each fold with a fixed schedule. The shipped weights were trained on all cases in the "
-            "same way, so the figure is of the procedure, not of these very weights."
+            f"{study.folds}-fold cross-validation by patient, pooled over held-out cases; what trains on real cases is "
+            "repeated in each fold with a fixed schedule"
+            + (
+                ", what trains on simulated ones alone is shared by all folds"
+                if _sees_simulated(config)
+                else ""
+            )
+            + ". The shipped weights were trained on all cases in the same way, so the figure is of the procedure, "
+            "not of these very weights."
         )
     before = config.get("pretraining") or {}
     alone = study.runs / before.get("name", "") / SIMULATED / PREDICTIONS
@@ -365,6 +371,12 @@ def publish(
     write_card(model, config, metrics, folder)
     print(f"{config['name']}: AUC {metrics['auc']} ({metrics['protocol'].split(',')[0]})", flush=True)
     return metrics
+
+
+def _sees_simulated(config: Config | None) -> bool:
+    if not config:
+        return False
+    return config.get("shares", {}).get("simulated", 0) > 0 or _sees_simulated(config.get("pretraining"))
 
 
 def _relevant(config: Config) -> Config:
