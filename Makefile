@@ -28,7 +28,7 @@ figures: .venv/.app
 	$(BIN)/python tools/readme_figures.py
 
 screenshot: .venv/.test .venv/.browser
-	$(BIN)/python tools/screenshot.py
+	$(BIN)/python tools/screenshot.py --full
 
 clean:
 	rm -rf .venv
