@@ -64,6 +64,7 @@ class Prediction:
         spot: where the region is centred, and who chose it.
         metrics: `saliency_metrics` against the mask; None without one.
         validation: the checkpoint's metrics.json ("auc", "protocol", ...); {} where there is none.
+        native_saliency: float32 [d, h, w], the map at its own resolution, over the model's input.
     """
 
     checkpoint: str
@@ -79,6 +80,7 @@ class Prediction:
     spot: Spot
     metrics: dict[str, Any] | None = None
     validation: dict[str, Any] = field(default_factory=dict)
+    native_saliency: np.ndarray | None = None
 
 
 def predict(
@@ -256,6 +258,7 @@ def _predict_one(
         spot=spot,
         metrics=metrics,
         validation=checkpoint_metrics(checkpoint),
+        native_saliency=out.native_saliency[0].float().clamp_min(0).numpy(),
     )
 
 
