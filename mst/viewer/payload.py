@@ -36,8 +36,8 @@ class NativeMap:
     """
 
     values: np.ndarray
-    start: Sequence[float]
-    size: Sequence[float]
+    start: Sequence[float] | np.ndarray
+    size: Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -213,11 +213,11 @@ def locator_payload(
 
 def unpack(entry: dict[str, Any], shape: Sequence[int]) -> np.ndarray:
     """A packed volume as the script sees it: float32 of that shape, or of its own where it is coarser."""
-    raw = np.frombuffer(zlib.decompress(base64.b64decode(entry["data"])), np.uint8)
+    codes: np.ndarray = np.frombuffer(zlib.decompress(base64.b64decode(entry["data"])), np.uint8)
     if entry["bits"] == 16:
-        low, high = raw.reshape(2, -1).astype(np.uint16)
-        raw = low | high << 8
-    codes = raw.reshape(entry.get("shape", shape))
+        low, high = codes.reshape(2, -1).astype(np.uint16)
+        codes = low | high << 8
+    codes = codes.reshape(entry.get("shape", shape))
     if entry["delta"]:
         codes = np.cumsum((codes >> 1) ^ (0 - (codes & 1)), axis=1, dtype=codes.dtype)
     top = 2 ** entry["bits"] - 1
@@ -344,7 +344,7 @@ def _packed(volume: np.ndarray, bits: int, low: float, high: float) -> dict[str,
     codes = np.clip((volume - low) / (high - low) * top + 0.5, 0, top).astype(word)
     steps = np.diff(codes, axis=1, prepend=np.zeros_like(codes[:, :1])).astype(signed)
     delta = codes.shape[1] > 1 and bool(steps[:, 1:].std() < codes.std())
-    sent = ((steps << 1) ^ (steps >> (bits - 1))).astype(word) if delta else codes
+    sent = np.where(delta, (steps << 1) ^ (steps >> (bits - 1)), codes).astype(word)
     raw = np.ascontiguousarray(sent).tobytes()
     if bits == 16:
         raw = (sent & 255).astype(np.uint8).tobytes() + (sent >> 8).astype(np.uint8).tobytes()

@@ -27,9 +27,9 @@
     canvas.width = Math.round((row.width + 2 * GAP) * unit);
     canvas.height = Math.round((top + FOOT) * unit);
     const context = canvas.getContext("2d");
-    context.scale(unit, unit);
     context.fillStyle = INK;
     context.fillRect(0, 0, canvas.width, canvas.height);
+    context.scale(unit, unit);
     const write = (text, x, y, { color = PAPER, weight = 400, align = "left", size = 13, width } = {}) => {
       context.font = `${weight} ${size}px system-ui, sans-serif`;
       context.fillStyle = color;
