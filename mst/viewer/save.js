@@ -5,7 +5,7 @@
   if (MST.savePicture) return;
 
   const GAP = 12, CAPTION = 26, SCALE = 24, FOOT = 44;
-  const GIF_WIDTH = 960, GIF_DELAY = 12; // hundredths of a second a frame
+  const GIF_WIDTH = 760, GIF_DELAY = 12; // hundredths of a second a frame
   const INK = "#12161d", PAPER = "#eceef2", SOFT = "#b4bcc9";
 
   // The panels as shown, with titles, colour scales, place and disclaimer. `unit`: pixels for a pixel on the page.
