@@ -66,6 +66,7 @@ class Prediction:
         metrics: `saliency_metrics` against the mask; None without one.
         validation: the checkpoint's metrics.json ("auc", "protocol", ...); {} where there is none.
         title: what people call the model, such as "Medical Slice Transformer with a 2D ResNet".
+        native_saliency: float32 [d, h, w], the map at its own resolution, over the model's input.
     """
 
     checkpoint: str
@@ -82,6 +83,7 @@ class Prediction:
     metrics: dict[str, Any] | None = None
     validation: dict[str, Any] = field(default_factory=dict)
     title: str = ""
+    native_saliency: np.ndarray | None = None
 
 
 def predict(
@@ -281,6 +283,7 @@ def _predict_one(
         metrics=metrics,
         validation=checkpoint_metrics(checkpoint),
         title=model.title,
+        native_saliency=out.native_saliency[0].float().clamp_min(0).numpy(),
     )
 
 

@@ -82,6 +82,24 @@ class Region:
         whole[tuple(slice(*b) for b in bounds)] = block.transpose(np.argsort(order))
         return whole
 
+    def cells(self, native: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A map [d, h, w] at its own resolution, along the canonical scan's axes.
+
+        Returns:
+            values [x, y, z]; the first cell's lower edge and a cell's size in voxels, shape (3,) each. Voxel i
+            reaches from i - 0.5 to i + 0.5.
+        """
+        start, size = np.zeros(3), np.zeros(3)
+        for dimension, (axis, flip) in enumerate(AXES[self.plane]):
+            position = self.positions[dimension]
+            step = _step(position)
+            start[axis] = position.min() - step / 2
+            size[axis] = step * len(position) / native.shape[dimension]
+            if flip:
+                native = np.flip(native, dimension)
+        order = [axis for axis, _ in AXES[self.plane]]
+        return np.ascontiguousarray(native.transpose(np.argsort(order))), start, size
+
     def profile(self, weights: np.ndarray) -> np.ndarray:
         """Weights of the D input slices, as one number for each slice of the canonical scan; zero outside."""
         axis = AXES[self.plane][0][0]

@@ -12,7 +12,7 @@ import numpy as np
 from mst.prediction import DISCLAIMER, METHOD_LABELS, SHORT_LABELS, Prediction
 from mst.scan import Scan, write_nifti
 from mst.tasks import Task, Window
-from mst.viewer import Layer, report_html, viewer_payload
+from mst.viewer import Layer, NativeMap, report_html, viewer_payload
 
 
 def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction]) -> dict[str, Any]:
@@ -91,6 +91,9 @@ def results_payload(
             label=f"{SHORT_LABELS[name]}: {METHOD_LABELS[result.method]}",
             volume=_on_canonical(result.saliency, scan),
             profile=result.slice_profile,
+            native=None
+            if result.native_saliency is None
+            else NativeMap(*result.region.cells(result.native_saliency)),
         )
         for name, result in results.items()
     ]
@@ -110,6 +113,7 @@ def results_payload(
         unit=task.unit,
         bounds=bounds,
         title=scan.name,
+        file_affine=scan.affine,
     )
 
 

@@ -5,6 +5,6 @@ and in a file opened offline alike.
 """
 
 from mst.viewer.html import head_html, locator_html, report_html, viewer_html
-from mst.viewer.payload import Layer, viewer_payload
+from mst.viewer.payload import Layer, NativeMap, viewer_payload
 
-__all__ = ["Layer", "head_html", "locator_html", "report_html", "viewer_html", "viewer_payload"]
+__all__ = ["Layer", "NativeMap", "head_html", "locator_html", "report_html", "viewer_html", "viewer_payload"]

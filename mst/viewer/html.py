@@ -13,11 +13,11 @@ from typing import Any
 import plotly
 
 from mst.scan import Scan
-from mst.viewer.payload import locator_payload
+from mst.viewer.payload import DISCLAIMER, locator_payload
 
 HERE = Path(__file__).resolve().parent
 MODEL_NAMES = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
-DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
+SCRIPTS = ("slices.js", "page.js", "panel.js", "viewer.js", "locator.js", "save.js", "start.js")
 
 
 def head_html(plotly_url: str | None = None) -> str:
@@ -27,7 +27,7 @@ def head_html(plotly_url: str | None = None) -> str:
         plotly_url: loaded when a viewer first needs it; None: the script is put into the page whole.
     """
     style = (HERE / "viewer.css").read_text(encoding="utf-8")
-    script = (HERE / "viewer.js").read_text(encoding="utf-8")
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     if plotly_url is None:
         library = f"<script>{_plotly_script()}</script>"
     else:

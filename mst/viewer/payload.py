@@ -18,8 +18,26 @@ MARGIN = 0.2  # context shown round the region, as a part of its size on each si
 MAX_BYTES = 2_500_000  # of one payload, as text
 MAX_VOXELS = 4_000_000  # more is not worth trying to fit
 MIN_LEVELS = 100  # grey levels that 8 bits must leave within the first window
+MAX_EXACT_VOXELS = 1_700_000  # more in 16 bits would not fit
 MAX_LOCATOR_SIDE = 160
 MAX_LOCATOR_VOXELS = 1_800_000  # 2.4 MB where noise leaves nothing to compress
+DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
+
+
+@dataclass(frozen=True)
+class NativeMap:
+    """A map at the model's own resolution: how coarse it really is.
+
+    Attributes:
+        values: float32 [x, y, z] along the canonical scan's axes, at least 0.
+        start: of the first cell's lower edge, in the canonical scan's voxels; voxel i reaches from i - 0.5
+            to i + 0.5.
+        size: of a cell along each axis, in voxels.
+    """
+
+    values: np.ndarray
+    start: Sequence[float] | np.ndarray
+    size: Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,12 +50,14 @@ class Layer:
         volume: float32 [X, Y, Z] on the canonical scan's grid, at least 0; bool for a mask.
         profile: one number for each slice of the canonical scan in the viewer's plane: how much the model
             weighs it. None: the volume's maximum in each slice.
+        native: the same map before it was brought to the scan's voxels.
     """
 
     key: str
     label: str
     volume: np.ndarray
     profile: np.ndarray | None = None
+    native: NativeMap | None = None
 
 
 def viewer_payload(
@@ -50,6 +70,7 @@ def viewer_payload(
     unit: str = "",
     bounds: np.ndarray | None = None,
     title: str = "",
+    file_affine: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What the viewer's script needs, as plain JSON.
 
@@ -62,6 +83,7 @@ def viewer_payload(
         unit: of the intensities, "HU" or "".
         bounds: int [3, 2], start and stop of the region that the models saw; None: the whole scan.
         title: of the scan.
+        file_affine: of the file's own voxel order, for telling voxel indices; None: the canonical one.
 
     Raises:
         ValueError: a layer's shape differs from the scan's.
@@ -76,26 +98,38 @@ def viewer_payload(
             )
     box = _display_box(scan.shape, bounds)
     crop = (slice(*box[0].tolist()), slice(*box[1].tolist()), slice(*box[2].tolist()))
-    notes: list[str] = []
+    notes = [f"{layer.label}: the map is zero everywhere." for layer in layers if not np.any(layer.volume)]
     voxels = _finite(scan.voxels[crop], "The scan", notes)
     volumes = [_finite(layer.volume[crop], layer.label, notes) for layer in layers]
     spans = [window, *((low, high) for _, low, high in windows)]
 
-    # The finest choice that fits: first 16 bits and every voxel, then 8 bits, coarser maps, coarser voxels.
+    spare = (
+        4000
+        + 40 * sum(scan.shape)
+        + sum(1.4 * layer.native.values.size + 400 for layer in layers if layer.native)
+    )
+
+    # The finest choice that fits: intensities in 16 bits before maps at full resolution, which a model's patches
+    # never have; then 8 bits, and last coarser voxels.
     factors = [1, 1, 1]
     while np.prod([n // f for n, f in zip(voxels.shape, factors, strict=True)]) > MAX_VOXELS:
         factors = _coarser(factors, voxels.shape, scan.spacing)
     while True:
         small = _shrink(voxels, factors)
         # Noise leaves little to compress: what is far too large in 16 bits need not be tried.
-        grays = [16, 8] if small.size < 1_200_000 else [8]
-        for bits, coarse in [(bits, 1) for bits in grays] + [(8, 2)]:
-            gray = _gray(small, bits, spans)
-            sent = [
-                _layer(layer, _shrink(volume, factors), axis, crop[axis], factors[axis], coarse)
-                for layer, volume in zip(layers, volumes, strict=True)
+        grays = [16, 8] if small.size < MAX_EXACT_VOXELS else [8]
+        shrunk = [_shrink(volume, factors) for volume in volumes]
+        maps = {
+            coarse: [
+                _layer(layer, volume, axis, crop[axis], factors[axis], coarse)
+                for layer, volume in zip(layers, shrunk, strict=True)
             ]
-            size = len(gray["data"]) + sum(len(e["data"]) for e in sent) + 40 * sum(scan.shape) + 4000
+            for coarse in (1, 2)
+        }
+        packed = {bits: _gray(small, bits, spans) for bits in grays}
+        for bits, coarse in [(bits, coarse) for bits in grays for coarse in (1, 2)]:
+            gray, sent = packed[bits], maps[coarse]
+            size = len(gray["data"]) + sum(len(e["data"]) for e in sent) + spare
             if size <= MAX_BYTES:
                 break
         else:
@@ -114,6 +148,10 @@ def viewer_payload(
     region = None
     if bounds is not None:
         region = ((np.asarray(bounds) - box[:, :1]) / np.array(factors)[:, None]).round(3).tolist()
+    natives = {layer.key: layer.native for layer in layers}
+    for entry in sent:
+        if (native := natives[entry["key"]]) is not None:
+            entry["native"] = _native(native, box[:, 0], np.array(factors))
     return {
         "title": title,
         "plane": plane,
@@ -123,6 +161,7 @@ def viewer_payload(
         "shape": list(small.shape),
         "spacing": [round(s * f, 5) for s, f in zip(scan.spacing, factors, strict=True)],
         "affine": np.round(affine, 5).tolist(),
+        "fileAffine": np.round(scan.affine if file_affine is None else file_affine, 5).tolist(),
         "first": [int(start) for start, _ in box],
         "full": list(scan.shape),
         "factors": factors,
@@ -131,6 +170,7 @@ def viewer_payload(
         "layers": [entry for entry in sent if entry["key"] != "mask"],
         "mask": next((entry for entry in sent if entry["key"] == "mask"), None),
         "notes": notes,
+        "disclaimer": DISCLAIMER,
     }
 
 
@@ -173,9 +213,13 @@ def locator_payload(
 
 def unpack(entry: dict[str, Any], shape: Sequence[int]) -> np.ndarray:
     """A packed volume as the script sees it: float32 of that shape, or of its own where it is coarser."""
-    raw = zlib.decompress(base64.b64decode(entry["data"]))
-    codes = np.frombuffer(raw, np.uint16 if entry["bits"] == 16 else np.uint8)
+    codes: np.ndarray = np.frombuffer(zlib.decompress(base64.b64decode(entry["data"])), np.uint8)
+    if entry["bits"] == 16:
+        low, high = codes.reshape(2, -1).astype(np.uint16)
+        codes = low | high << 8
     codes = codes.reshape(entry.get("shape", shape))
+    if entry["delta"]:
+        codes = np.cumsum((codes >> 1) ^ (0 - (codes & 1)), axis=1, dtype=codes.dtype)
     top = 2 ** entry["bits"] - 1
     return (entry["low"] + codes.astype(np.float32) / top * (entry["high"] - entry["low"])).astype(np.float32)
 
@@ -274,11 +318,35 @@ def _gray(volume: np.ndarray, bits: int, spans: Sequence[tuple[float, float]]) -
     return _packed(volume, 8, shown_low, shown_high)
 
 
+def _native(native: NativeMap, first: np.ndarray, factors: np.ndarray) -> dict[str, Any]:
+    """A map's own grid; start and size of its cells in the voxels that are sent, from the first one's edge."""
+    values = np.nan_to_num(np.maximum(native.values, 0), posinf=0.0).astype(np.float32)
+    top = float(values.max())
+    return {
+        "shape": list(values.shape),
+        "start": ((np.asarray(native.start) + 0.5 - first) / factors).round(4).tolist(),
+        "size": (np.asarray(native.size) / factors).round(5).tolist(),
+        "max": top,
+        **_packed(values, 8, 0.0, top or 1.0),
+    }
+
+
 def _packed(volume: np.ndarray, bits: int, low: float, high: float) -> dict[str, Any]:
-    """A volume as unsigned integers of low..high, zlib-compressed, in base64."""
+    """A volume as unsigned integers of low..high, zlib-compressed, in base64.
+
+    Neighbours resemble each other: where their differences are smaller than the values, those are packed, the
+    sign as the last bit. Of 16 bits, all low bytes come before all high ones.
+    """
     if high <= low:
         high = low + 1.0
     top = 2**bits - 1
-    codes = np.clip((volume - low) / (high - low) * top + 0.5, 0, top)
-    raw = np.ascontiguousarray(codes.astype(np.uint16 if bits == 16 else np.uint8)).tobytes()
-    return {"bits": bits, "low": low, "high": high, "data": base64.b64encode(zlib.compress(raw, 6)).decode()}
+    word, signed = (np.uint16, np.int16) if bits == 16 else (np.uint8, np.int8)
+    codes = np.clip((volume - low) / (high - low) * top + 0.5, 0, top).astype(word)
+    steps = np.diff(codes, axis=1, prepend=np.zeros_like(codes[:, :1])).astype(signed)
+    delta = codes.shape[1] > 1 and bool(steps[:, 1:].std() < codes.std())
+    sent = np.where(delta, (steps << 1) ^ (steps >> (bits - 1)), codes).astype(word)
+    raw = np.ascontiguousarray(sent).tobytes()
+    if bits == 16:
+        raw = (sent & 255).astype(np.uint8).tobytes() + (sent >> 8).astype(np.uint8).tobytes()
+    data = base64.b64encode(zlib.compress(raw, 6)).decode()
+    return {"bits": bits, "low": low, "high": high, "delta": delta, "data": data}

@@ -1,251 +1,222 @@
-// The linked viewers and the locator.
+// The linked viewers: their state, their controls, and what every panel shares.
 //
 // Plotly draws axes, zoom and 3D. The slices themselves are a canvas under Plotly's transparent plot, so that a
 // step through the slices redraws images and never asks Plotly or the server for anything.
 (() => {
   "use strict";
-  if (window.MstViewer) return;
+  const MST = window.MstViewer;
+  if (MST.Viewer) return;
+  const { AXES, COLORS, MODEL_COLORS, Panel, bestColumns, clamp, colorTable, cut, element, geometry, grayTable, hotSpots, otsu,
+    quantile, readLink, readVolume, rgb, rgba, spread, theme, toVoxel, toWorld, writeLink } = MST;
 
-  // For each plane: the volume's axis along [slices, rows, columns], and whether it is flipped on the screen.
-  // Radiological convention: an axial slice has the patient's right on the left and the front on top.
-  const AXES = {
-    axial: [[2, false], [1, true], [0, true]],
-    coronal: [[1, false], [2, true], [0, true]],
-    sagittal: [[0, false], [2, true], [1, true]],
-  };
-  const ENDS = [["L", "R"], ["P", "A"], ["F", "H"]]; // what lies at the low and the high end of each axis
-  const COLORS = {
-    Inferno: ["#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"],
-    Viridis: ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"],
-    Cividis: ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"],
-    Magma: ["#000004", "#180f3d", "#440f76", "#721f81", "#9e2f7f", "#cd4071", "#f1605d", "#fd9668", "#feca8d", "#fcfdbf"],
-  };
-  const MODEL_COLORS = { mst: "#2aa6a8", resnet: "#e08e2b", scan: "#8a94a6" };
-  const SHORT = { mst: "MST", resnet: "ResNet" };
-  const NO_ALPHAS = new Float32Array(256);
+  const PLANES = Object.keys(AXES);
+  const KINDS = ["scan", "mst", "resnet", "mask", "difference", "agreement"];
+  const SHORT = { scan: "Scan", mst: "MST", resnet: "ResNet", mask: "Lesion mask", difference: "Difference", agreement: "Agreement" };
+  const PAPER_QUANTILES = [0.995, 0.999]; // of the colour scale in the paper's figures
   const PLAY_MS = 110;
   const WHEEL_STEP = 50; // a wheel's notch is 100 or 120; a touchpad sends many small parts of it
-
-  // ---- small helpers -----------------------------------------------------------------------------------------
-
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-
-  function element(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key === "class") node.className = value;
-      else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-      else if (value !== null && value !== undefined) node.setAttribute(key, value);
-    }
-    node.append(...children.filter((child) => child !== null && child !== undefined));
-    return node;
-  }
-
-  function colorTable(stops) {
-    const table = new Uint8Array(256 * 3);
-    const parts = stops.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
-    for (let i = 0; i < 256; i++) {
-      const at = (i / 255) * (parts.length - 1);
-      const low = Math.min(Math.floor(at), parts.length - 2);
-      for (let c = 0; c < 3; c++) {
-        table[3 * i + c] = Math.round(parts[low][c] + (parts[low + 1][c] - parts[low][c]) * (at - low));
-      }
-    }
-    return table;
-  }
-
-  async function inflate(base64) {
-    if (!window.DecompressionStream) {
-      throw new Error("this browser is too old to unpack the scan; use a current Firefox, Chrome, Edge or Safari.");
-    }
-    const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-    return new Response(stream).arrayBuffer();
-  }
-
-  // A map sent at a lower resolution, put on the scan's voxels by repeating values.
-  function enlarge(codes, from, to) {
-    if (codes.length !== from[0] * from[1] * from[2]) throw new Error("a map's size does not fit its shape");
-    const out = new Uint8Array(to[0] * to[1] * to[2]);
-    const [xs, ys, zs] = to.map((n, axis) =>
-      Array.from({ length: n }, (_, i) => Math.min(Math.floor(i / Math.round(n / from[axis])), from[axis] - 1)));
-    let at = 0;
-    for (const x of xs) for (const y of ys) {
-      const row = (x * from[1] + y) * from[2];
-      for (const z of zs) out[at++] = codes[row + z];
-    }
-    return out;
-  }
-
-  // The code below which that share of the region's voxels lies; zeros outside the region do not count.
-  function quantile(counts, share) {
-    let total = 0;
-    for (let i = 0; i < 256; i++) total += counts[i];
-    let below = 0;
-    for (let i = 0; i < 256; i++) {
-      below += counts[i];
-      if (below >= share * total) return i;
-    }
-    return 255;
-  }
-
-  // Otsu's level: it parts the values into dark and bright with the least spread within each.
-  function otsu(values) {
-    let low = Infinity, high = -Infinity;
-    for (const v of values) { low = Math.min(low, v); high = Math.max(high, v); }
-    const counts = new Float64Array(64);
-    for (const v of values) counts[Math.min(63, Math.floor(((v - low) / (high - low || 1)) * 64))]++;
-    let all = 0, sum = 0, dark = 0, darkSum = 0, best = -1, level = 0;
-    counts.forEach((n, i) => { all += n; sum += n * i; });
-    for (let i = 0; i < 63; i++) {
-      dark += counts[i];
-      darkSum += counts[i] * i;
-      if (!dark || dark === all) continue;
-      const spread = dark * (all - dark) * (darkSum / dark - (sum - darkSum) / (all - dark)) ** 2;
-      if (spread > best) { best = spread; level = i; }
-    }
-    return low + ((level + 1) / 64) * (high - low);
-  }
-
-  async function readVolume(entry, shape) {
-    const buffer = await inflate(entry.data);
-    let codes = entry.bits === 16 ? new Uint16Array(buffer) : new Uint8Array(buffer);
-    if (entry.shape && entry.shape.some((n, axis) => n !== shape[axis])) codes = enlarge(codes, entry.shape, shape);
-    if (codes.length !== shape[0] * shape[1] * shape[2]) throw new Error("the volume's size does not fit its shape");
-    const top = 2 ** entry.bits - 1;
-    return {
-      codes,
-      top,
-      value: (code) => entry.low + (code / top) * (entry.high - entry.low),
-      code: (value) => ((value - entry.low) / (entry.high - entry.low)) * top,
-    };
-  }
-
-  // How a plane runs through a volume [X, Y, Z] in C order.
-  function geometry(plane, shape, spacing) {
-    const strides = [shape[1] * shape[2], shape[2], 1];
-    const [depth, rows, columns] = AXES[plane].map(([axis, flip]) => ({
-      axis,
-      flip,
-      count: shape[axis],
-      stride: strides[axis],
-      mm: spacing[axis],
-      ends: flip ? [ENDS[axis][1], ENDS[axis][0]] : ENDS[axis],
-    }));
-    return { depth, rows, columns };
-  }
-
-  // Calls visit(index in the volume, pixel) for every pixel of a slice.
-  function eachPixel({ depth, rows, columns }, slice, visit) {
-    const base = (depth.flip ? depth.count - 1 - slice : slice) * depth.stride;
-    let pixel = 0;
-    for (let r = 0; r < rows.count; r++) {
-      const row = base + (rows.flip ? rows.count - 1 - r : r) * rows.stride;
-      for (let c = 0; c < columns.count; c++) {
-        visit(row + (columns.flip ? columns.count - 1 - c : c) * columns.stride, pixel++);
-      }
-    }
-  }
-
-  function grayTable(volume, [low, high]) {
-    const table = new Uint8Array(volume.top + 1);
-    const from = volume.code(low);
-    const scale = 255 / Math.max(volume.code(high) - from, 1e-9);
-    for (let code = 0; code <= volume.top; code++) table[code] = clamp(Math.round((code - from) * scale), 0, 255);
-    return table;
-  }
-
-  const toWorld = (affine, index) =>
-    [0, 1, 2].map((r) => affine[r][0] * index[0] + affine[r][1] * index[1] + affine[r][2] * index[2] + affine[r][3]);
-
-  function toVoxel(affine, point) {
-    const [a, b, c] = affine.map((row) => row.slice(0, 3));
-    const d = point.map((p, r) => p - affine[r][3]);
-    const det = (m) =>
-      m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) -
-      m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0]) +
-      m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0]);
-    const whole = det([a, b, c]);
-    return [0, 1, 2].map((col) => det([a, b, c].map((row, r) => row.map((v, i) => (i === col ? d[r] : v)))) / whole);
-  }
-
-  let plotlyPromise = null;
-  function loadPlotly() {
-    if (window.Plotly) return Promise.resolve(window.Plotly);
-    plotlyPromise ??= new Promise((resolve, reject) => {
-      const script = element("script", { src: window.MST_PLOTLY_URL });
-      script.onload = () => resolve(window.Plotly);
-      script.onerror = () => {
-        plotlyPromise = null;
-        reject(new Error("Plotly's script could not be loaded from this server; reload the page."));
-      };
-      document.head.append(script);
-    });
-    return plotlyPromise;
-  }
-
-  function fail(root, error) {
-    console.error(error);
-    root.replaceChildren(
-      element("p", { class: "mstv-error", role: "alert" }, `The viewer could not be drawn: ${error.message || error}`),
-    );
-    root.dataset.ready = "error";
-  }
-
-  // Canvas and Plotly take no CSS variables: what they need of the theme is read when they draw.
-  function theme(root) {
-    const style = getComputedStyle(root);
-    const get = (name) => style.getPropertyValue(name).trim();
-    return { text: get("--mstv-text"), muted: get("--mstv-muted"), line: get("--mstv-line"), card: get("--mstv-card") };
-  }
-
-  // ---- the linked viewers ------------------------------------------------------------------------------------
+  const SMALLEST_PANEL = 240; // pixels of width for which panels stay in one row
+  const SMALLEST_HOT_SPOT = 0.2; // of the map's maximum
+  const KEYS = [
+    [["←", "→", "wheel", "drag"], "one slice"], [["PgUp", "PgDn"], "five slices"], [["Home", "End"], "first, last"], [["Space"], "play"],
+    [["A", "C", "S"], "axial, coronal, sagittal"], [["T"], "all three planes"], [["click"], "set the crosshair"], [["X"], "crosshair on or off"],
+    [["N", "Shift N"], "next hot spot of the MST, the ResNet"], [["O"], "lesion outline"], [["1", "…", "4"], "window"],
+    [["right drag"], "level and width"], [["Ctrl wheel", "pinch", "+", "−"], "zoom"], [["Shift drag", "middle drag"], "move"],
+    [["0"], "whole slice"], [["double click", "F"], "one large panel"], [["?"], "these keys"],
+  ];
+  // Of the address a page was opened with; the first viewer takes it, a scan opened later starts afresh.
+  let opened = location.hash;
 
   class Viewer {
     constructor(root, payload) {
       this.root = root;
       this.data = payload;
-      this.space = geometry(payload.plane, payload.shape, payload.spacing);
-      this.count = this.space.depth.count;
-      const opening = payload.layers.find((layer) => layer.key === "mst") || payload.layers[0];
-      this.slice = opening ? opening.top : Math.floor(this.count / 2);
-      this.opacity = 0.6;
-      this.share = 0.1; // of the region's voxels, those with the most saliency are shown
-      this.window = payload.window.slice();
-      this.colors = colorTable(COLORS.Inferno);
-      this.outline = true;
+      this.windows = payload.windows.length ? payload.windows : [["Automatic", ...payload.window]];
+      const keys = payload.layers.map((layer) => layer.key);
+      this.available = KINDS.filter((kind) => kind === "scan" || keys.includes(kind) || (kind === "mask" && payload.mask) ||
+        (/^(difference|agreement)$/.test(kind) && keys.includes("mst") && keys.includes("resnet")));
+      this.usual = {
+        plane: payload.plane, layout: "one", panels: this.available.filter((kind) => !/^(difference|agreement)$/.test(kind)), solo: null,
+        by: "threshold", threshold: 0.9, maximum: 0.5, value: 0, scale: "own", map: "smooth", style: "filled", colors: "Viridis", opacity: 0.6,
+        window: payload.window.slice(), convention: "radiological", cross: false, outline: true,
+      };
+      this.view = { ...this.usual };
+      this.index = payload.shape.map((n) => Math.floor(n / 2));
       this.panels = [];
+      this.syncs = [];
+      this.bases = {};
+      this.buffers = {};
+      this.spots = {};
       this.wheeled = 0;
+      this.arranging = Promise.resolve();
       this.stopper = new AbortController();
     }
 
+    get space() { return this.spaces[this.view.plane]; }
+    get count() { return this.space.depth.count; }
+    get slice() { return this.index[this.space.depth.axis]; }
+    get pair() { return ["mst", "resnet"].map((key) => this.layers.find((layer) => layer.key === key)); }
+
     async start() {
       const { data } = this;
-      const [scan, mask, ...layers] = await Promise.all([
-        readVolume(data.scan, data.shape),
-        data.mask ? readVolume(data.mask, data.shape) : null,
-        ...data.layers.map((layer) => readVolume(layer, data.shape)),
+      const read = (entry) => (entry ? readVolume(entry, data.shape) : null);
+      const [scan, mask, layers, natives] = await Promise.all([
+        read(data.scan), read(data.mask), Promise.all(data.layers.map(read)),
+        Promise.all(data.layers.map(({ native }) => (native ? readVolume(native, native.shape) : null))),
       ]);
       this.scan = scan;
       this.mask = mask;
-      this.layers = data.layers.map((layer, i) => ({ ...layer, volume: layers[i], counts: this.count256(layers[i]) }));
-      this.setAlphas();
-      this.Plotly = await loadPlotly();
-      this.gray = grayTable(scan, this.window);
+      if (!data.windows.length) this.windows.push(["Full range", scan.value(0), scan.value(scan.codes.reduce((most, code) => Math.max(most, code), 0))]);
+      this.layers = data.layers.map((layer, i) => ({
+        ...layer, volume: { ...layers[i], max: layer.max }, patches: natives[i] && { ...natives[i], grid: layer.native, max: layer.native.max } }));
+      this.respace();
+      const opening = this.layers.find((layer) => layer.key === "mst") || this.layers[0];
+      if (opening) this.index = this.brightest(opening);
+      this.Plotly = await MST.loadPlotly();
+      const link = readLink(opened);
+      opened = "";
+      Object.assign(this.view, this.fromLink(link));
+      this.respace();
+      this.place(link);
+      this.tables();
       this.build();
-      await Promise.all(this.panels.map((panel) => panel.start()));
+      await this.arrange();
       this.listen();
-      this.show(this.slice);
+      this.update();
       this.draw();
-      this.root.dataset.count = this.count;
       this.root.dataset.ready = "true";
+    }
+
+    respace() {
+      this.spaces = Object.fromEntries(PLANES.map((plane) =>
+        [plane, geometry(plane, this.data.shape, this.data.spacing, this.view.convention === "neurological")]));
+      this.bases = {};
+    }
+
+    // The voxel with the most saliency in the slice that a model weighs most.
+    brightest(layer) {
+      const space = this.spaces[this.data.plane];
+      let best = -1, index = this.index;
+      MST.eachPixel(space, layer.top, (at, pixel) => {
+        if (layer.volume.codes[at] <= best) return;
+        best = layer.volume.codes[at];
+        index = this.indexAt({ row: Math.floor(pixel / space.columns.count), column: pixel % space.columns.count, space }, layer.top);
+      });
+      return index;
+    }
+
+    // ---- the view's state: everything that a link carries
+
+    apply(changes) {
+      const before = this.view;
+      this.view = { ...before, ...changes };
+      const differs = (...keys) => keys.some((key) => this.view[key] !== before[key]);
+      if (differs("convention")) this.respace();
+      if (differs("threshold", "maximum", "value", "by", "scale", "map", "colors", "opacity", "window")) this.tables();
+      this.update();
+      if (differs("plane", "convention", "layout", "panels", "solo")) this.arrange(differs("convention", "plane"));
+      if (this.view3d) this.moveSurfaces();
+    }
+
+    // Tells root, controls and address what is shown, and draws it with the next frame.
+    update() {
+      const { root, slice, count } = this;
+      Object.assign(root.dataset, { slice, plane: this.view.plane, count });
+      this.slider.max = count - 1;
+      this.slider.value = slice;
+      this.slider.setAttribute("aria-valuetext", `slice ${this.numberIn(this.view.plane, slice)}`);
+      if (this.synced !== this.view) {
+        this.syncs.forEach((sync) => sync(this.view));
+        this.synced = this.view;
+      }
+      this.later();
+      if (root.dataset.ready !== "true") return;
+      clearTimeout(this.linking);
+      this.linking = setTimeout(() => this.remember(), 400);
+    }
+
+    remember() {
+      try {
+        history.replaceState(history.state, "", this.link());
+      } catch {
+        // A page without an address of its own (some embedded views) has none to change.
+      }
+    }
+
+    link() {
+      const { view, usual } = this;
+      const changed = (key) => (view[key] === usual[key] ? undefined : view[key]);
+      const flag = (key) => (view[key] === usual[key] ? undefined : Number(view[key]));
+      const custom = view.window.some((v, i) => v !== usual.window[i]);
+      return writeLink({
+        plane: view.plane, slice: this.numberIn(view.plane, this.slice), [view.by]: view[view.by],
+        layout: view.layout === "three" ? "three" : undefined,
+        panels: view.panels.join() === usual.panels.join() ? undefined : view.panels.join(),
+        solo: changed("solo"), scale: changed("scale"), map: changed("map"), style: changed("style"), colors: changed("colors"),
+        opacity: changed("opacity"), convention: changed("convention"), outline: flag("outline"), cross: flag("cross"),
+        level: custom ? (view.window[0] + view.window[1]) / 2 : undefined, width: custom ? view.window[1] - view.window[0] : undefined,
+        at: view.cross || view.layout === "three" ? toWorld(this.data.affine, this.index).map((v) => v.toFixed(1)).join() : undefined,
+      });
+    }
+
+    // The changes to the view that a link asks for; panels that this scan does not have are left out.
+    fromLink(link) {
+      const { slice, at, level, width, panels, solo, cross, outline, ...changes } = link;
+      for (const by of ["threshold", "maximum", "value"]) if (link[by] !== undefined) changes.by = by;
+      if (level !== undefined && width !== undefined) changes.window = [level - width / 2, level + width / 2];
+      const wanted = panels?.split(",").filter((kind) => this.available.includes(kind));
+      if (wanted?.length) changes.panels = KINDS.filter((kind) => wanted.includes(kind));
+      if (this.available.includes(solo)) changes.solo = solo;
+      if (cross) changes.cross = cross === "1";
+      if (outline) changes.outline = outline === "1";
+      if (changes.map === "patches" && !this.layers.some((layer) => layer.patches)) delete changes.map;
+      return changes;
+    }
+
+    place({ slice, at }) {
+      if (at) this.index = toVoxel(this.data.affine, at).map((v, axis) => clamp(Math.round(v), 0, this.data.shape[axis] - 1));
+      if (slice === undefined) return;
+      const { axis, count } = this.space.depth;
+      this.index[axis] = clamp(Math.round((slice - 1 - this.data.first[axis]) / this.data.factors[axis]), 0, count - 1);
+    }
+
+    // ---- tables: everything that painting looks up
+
+    tables() {
+      const { view } = this;
+      this.gray = grayTable(this.scan, view.window);
+      this.grays = Uint32Array.from(this.gray, (g) => (0xff000000 | (g << 16) | (g << 8) | g) >>> 0);
+      this.bases = {};
+      this.colors = colorTable(COLORS[view.colors]);
+      for (const layer of this.layers) {
+        layer.now = layer.volume;
+        if (view.map === "patches" && layer.patches) {
+          layer.spread ??= { ...layer.patches, codes: spread(layer.patches.codes, layer.patches.grid, this.data.shape) };
+          layer.now = layer.spread;
+        }
+        layer.now.counts ??= this.count256(layer.now);
+        layer.cut = this.cutOf(layer);
+      }
+      const most = Math.max(...this.layers.map((layer) => layer.now.max), 1e-12);
+      for (const layer of this.layers) {
+        layer.range = this.rangeOf(layer, most);
+        this.color(layer);
+      }
+      // MST minus ResNet, from -255 to 255: teal where the MST sees more, orange where the ResNet does.
+      this.differences = new Uint32Array(511);
+      for (let d = -255; d <= 255; d++) {
+        const part = Math.abs(d) / 255;
+        const alpha = part < 0.08 ? 0 : view.opacity * Math.min(1, 0.2 + 1.1 * part);
+        this.differences[255 + d] = rgba(rgb(MODEL_COLORS[d > 0 ? "mst" : "resnet"]), alpha);
+      }
+      this.shared = null;
+      this.panels.forEach((panel) => panel.drawBar());
     }
 
     // How often each code occurs within the models' region.
     count256({ codes }) {
       const { shape, region } = this.data;
-      const [x, y, z] = shape.map((n, axis) =>
-        region ? region[axis].map((at) => clamp(Math.round(at), 0, n)) : [0, n]);
+      const [x, y, z] = shape.map((n, axis) => (region ? region[axis].map((at) => clamp(Math.round(at), 0, n)) : [0, n]));
       const counts = new Float64Array(256);
       for (let i = x[0]; i < x[1]; i++) for (let j = y[0]; j < y[1]; j++) {
         const row = (i * shape[1] + j) * shape[2];
@@ -254,118 +225,394 @@
       return counts;
     }
 
-    // For each layer and code, how much of the colour lies over the scan. It grows from the threshold up, so
-    // that the map's edge is no hard line that the model did not draw.
-    setAlphas() {
-      for (const layer of this.layers) {
-        layer.cut = this.share >= 1 ? 1 : Math.max(1, quantile(layer.counts, 1 - this.share));
-        layer.alphas = new Float32Array(256);
-        for (let i = layer.cut; i < 256; i++) {
-          const above = (i - layer.cut) / Math.max(255 - layer.cut, 1);
-          layer.alphas[i] = this.opacity * Math.min(1, 0.35 + 1.6 * above);
-        }
+    // The lowest code that is shown; 256 shows nothing.
+    cutOf({ now }) {
+      const { by, threshold, maximum, value } = this.view;
+      if (by === "maximum") return Math.max(1, Math.round(255 * maximum));
+      if (by === "value") return clamp(Math.ceil(now.code(value) - 1e-6), 1, 256);
+      return threshold <= 0 ? 1 : Math.max(1, quantile(now.counts, threshold));
+    }
+
+    // The values at both ends of a layer's colours.
+    rangeOf({ now }, most) {
+      if (this.view.scale === "shared") return [0, most];
+      if (this.view.scale === "own") return [0, now.max || 1];
+      const [low, high] = PAPER_QUANTILES.map((share) => now.value(quantile(now.counts, share)));
+      return [low, Math.max(high, low + (now.max || 1) / 255)];
+    }
+
+    // For each code of a layer, the colour over the scan. It grows from the threshold up, so that the map's
+    // edge is no hard line that the model did not draw.
+    color(layer) {
+      const [low, high] = layer.range;
+      const part = (code) => clamp((layer.now.value(code) - low) / (high - low), 0, 1);
+      const from = part(layer.cut);
+      layer.table = new Uint32Array(256);
+      for (let code = layer.cut; code < 256; code++) {
+        const at = part(code), color = 3 * Math.round(255 * at);
+        const above = (at - from) / Math.max(1 - from, 1e-6);
+        layer.table[code] = rgba(this.colors.subarray(color, color + 3), this.view.opacity * Math.min(1, 0.35 + 1.6 * above));
       }
     }
 
+    // How far the parts of both maps above their thresholds overlap, in the whole volume.
+    overlapText() {
+      if (!this.shared) {
+        const [a, b] = this.pair;
+        let mst = 0, resnet = 0, both = 0;
+        for (let i = 0; i < a.now.codes.length; i++) {
+          const inA = a.now.codes[i] >= a.cut, inB = b.now.codes[i] >= b.cut;
+          if (inA) mst++;
+          if (inB) resnet++;
+          if (inA && inB) both++;
+        }
+        this.shared = { dice: mst + resnet ? (2 * both) / (mst + resnet) : 0 };
+      }
+      return `Dice ${this.shared.dice.toFixed(2)}`;
+    }
+
+    // A slice in grey, painted once for all panels of its plane.
+    base(space) {
+      const slice = this.index[space.depth.axis];
+      const kept = (this.bases[space.plane] ??= { canvas: document.createElement("canvas"), slice: -1 });
+      if (kept.slice === slice) return kept.canvas;
+      const { rows, columns } = space;
+      if (!kept.pixels) {
+        Object.assign(kept.canvas, { width: columns.count, height: rows.count });
+        kept.pixels = new ImageData(columns.count, rows.count);
+        kept.words = new Uint32Array(kept.pixels.data.buffer);
+      }
+      cut(space, slice, this.scan.codes, kept.words);
+      const { words } = kept, { grays } = this;
+      for (let i = 0; i < words.length; i++) words[i] = grays[words[i]];
+      kept.canvas.getContext("2d").putImageData(kept.pixels, 0, 0);
+      kept.slice = slice;
+      return kept.canvas;
+    }
+
+    buffer(name, size) {
+      if (!(this.buffers[name]?.length >= size)) this.buffers[name] = new Uint8Array(size);
+      return this.buffers[name];
+    }
+
+    // ---- building the page
+
     build() {
       const { data } = this;
-      const percent = (part) => `${Math.round(part * 100)}%`;
-      const option = (name, value) => element("option", { value }, name);
-      const windows = [["Default", ...data.window], ...data.windows];
-      this.windowSelect = element("select", { "aria-label": "Display window" }, ...windows.map(([n], i) => option(n, i)));
-      if (data.windows.length) this.windowSelect.remove(0);
-      this.windowSelect.addEventListener("change", () => {
-        this.window = windows[Number(this.windowSelect.value)].slice(1);
-        this.gray = grayTable(this.scan, this.window);
-        this.draw();
-      });
-      const colorSelect = element("select", { "aria-label": "Colour map" }, ...Object.keys(COLORS).map((n) => option(n, n)));
-      colorSelect.addEventListener("change", () => {
-        this.colors = colorTable(COLORS[colorSelect.value]);
-        this.panels.forEach((panel) => panel.drawBar());
-        this.later();
-      });
-      const range = (label, key, name, words, most = 100) => {
-        const out = element("output", {}, words(this[key]));
-        const input = element("input", {
-          type: "range", min: key === "share" ? 1 : 0, max: most, value: Math.round(this[key] * 100), "aria-label": label,
-          "aria-valuetext": words(this[key]), "data-control": name,
-        });
-        input.addEventListener("input", () => {
-          this[key] = input.valueAsNumber / 100;
-          out.textContent = words(this[key]);
-          input.setAttribute("aria-valuetext", words(this[key]));
-          this.setAlphas();
-          this.panels.forEach((panel) => panel.drawBar());
-          if (this.view3d) this.moveSurfaces();
-          this.later();
-        });
-        return element("label", { class: `mstv-range${key === "share" ? "" : " mstv-only-2d"}` }, element("span", {}, label), input, out);
-      };
-      const outline = this.mask
-        ? element("label", { class: "mstv-check mstv-only-2d" },
-            element("input", { type: "checkbox", checked: "", onchange: (e) => { this.outline = e.target.checked; this.draw(); } }),
-            "Lesion outline")
-        : null;
       this.tabs = ["2D", "3D"].map((name, i) =>
         element("button", { type: "button", role: "tab", "aria-selected": String(i === 0), tabindex: i ? -1 : 0,
           onclick: () => this.setView(name), onkeydown: (event) => this.switchTab(event) }, name));
-      this.helpButton = element("button", {
-        type: "button", class: "mstv-icon", "aria-label": "Keys", "aria-expanded": "false", title: "Keys",
-        onclick: () => this.toggleHelp(),
-      }, "?");
       const toolbar = element("div", { class: "mstv-toolbar" },
         element("div", { class: "mstv-tabs", role: "tablist", "aria-label": "View" }, ...this.tabs),
-        element("label", { class: "mstv-select mstv-only-2d" }, element("span", {}, "Window"), this.windowSelect),
-        this.layers.length ? element("label", { class: "mstv-select mstv-only-2d" }, element("span", {}, "Colours"), colorSelect) : null,
-        this.layers.length ? range("Opacity", "opacity", "opacity", percent) : null,
-        this.layers.length ? range("Show top", "share", "threshold", percent) : null,
-        outline, this.helpButton);
-      this.help = element("div", { class: "mstv-help", hidden: "" });
-      this.help.innerHTML =
-        "<kbd>←</kbd> <kbd>→</kbd> or wheel: one slice · <kbd>PgUp</kbd> <kbd>PgDn</kbd>: five · <kbd>Home</kbd> <kbd>End</kbd>: " +
-        "first, last · <kbd>Space</kbd>: play · drag: move · wheel with <kbd>Ctrl</kbd>: zoom the page · double click: whole slice";
+        this.buildPlanes(), this.buildWindow(),
+        this.layers.length ? this.buildOpacity() : null, this.layers.length ? this.buildThreshold() : null,
+        this.mask ? this.check("Lesion outline", "outline") : null,
+        element("div", { class: "mstv-second" }, this.buildChips(),
+          element("div", { class: "mstv-menus" }, this.buildDisplay(), this.buildSave(), this.buildHelp())));
       this.panelRow = element("div", { class: "mstv-panels" });
-      const shown = this.layers.length ? this.layers : [null];
-      this.panels = shown.map((layer) => new Panel(this, layer));
-      this.panelRow.append(...this.panels.map((panel) => panel.node));
-      this.panelRow.style.setProperty("--mstv-count", shown.length);
-
       this.slider = element("input", {
         type: "range", min: 0, max: this.count - 1, step: 1, value: this.slice, class: "mstv-slider", "aria-label": "Slice",
-        "data-control": "slice",
+        "data-control": "slice", oninput: () => this.show(this.slider.valueAsNumber),
       });
-      this.slider.addEventListener("input", () => this.show(this.slider.valueAsNumber));
       this.playButton = element("button", {
         type: "button", class: "mstv-icon", "aria-label": "Play", onclick: () => this.play(!this.timer),
       }, "▶");
       this.readout = element("p", { class: "mstv-readout", "aria-live": "off" });
-      this.chart = element("canvas", { class: "mstv-chart", role: "img", "aria-label": "How much each model weighs each slice; click to go to a slice" });
-      this.chart.addEventListener("click", (event) => {
-        const box = this.chart.getBoundingClientRect();
-        this.show(Math.floor(((event.clientX - box.left) / box.width) * this.count));
-      });
+      this.chart = element("canvas", { class: "mstv-chart", role: "img", "aria-label": "How much each model weighs each slice; click to go to a slice",
+        onclick: (event) => {
+          const box = this.chart.getBoundingClientRect();
+          this.show(Math.floor(((event.clientX - box.left) / box.width) * this.count));
+        } });
+      this.marker = element("div", { class: "mstv-marker" });
       this.flat = element("div", { class: "mstv-flat", role: "tabpanel", "aria-label": "Slices" }, this.panelRow);
       const steer = element("div", { class: "mstv-steer" }, this.playButton,
-        element("div", { class: "mstv-track" }, this.slider, this.layers.length ? this.chart : null));
+        element("div", { class: "mstv-track" }, this.slider,
+          this.layers.length ? element("div", { class: "mstv-chart-box" }, this.chart, this.marker) : null));
       this.solid = element("div", { class: "mstv-solid", hidden: "", role: "tabpanel", "aria-label": "3D" });
-      const notes = this.data.notes.length
-        ? element("ul", { class: "mstv-notes" }, ...this.data.notes.map((note) => element("li", {}, note))) : null;
-      this.root.replaceChildren(toolbar, this.help, this.flat, this.solid, steer, this.readout, ...(notes ? [notes] : []));
+      const notes = data.notes.length
+        ? element("ul", { class: "mstv-notes" }, ...data.notes.map((note) => element("li", {}, note))) : null;
+      this.root.replaceChildren(toolbar, this.flat, this.solid, steer,
+        element("div", { class: "mstv-foot" }, this.readout, this.buildHotSpots()), ...(notes ? [notes] : []));
     }
+
+    // A group of buttons of which one is pressed.
+    switches(label, choices, pressed, choose) {
+      const buttons = choices.map(([value, name, title]) =>
+        element("button", { type: "button", title, onclick: () => choose(value) }, name));
+      this.syncs.push((view) => buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(choices[i][0] === pressed(view)))));
+      return element("div", { class: "mstv-tabs mstv-only-2d", role: "group", "aria-label": label }, ...buttons);
+    }
+
+    // more: of the view that changes with the choice.
+    select(label, key, choices, more = {}) {
+      const input = element("select", { "aria-label": label, onchange: () => this.apply({ [key]: input.value, ...more[input.value] }) },
+        ...choices.map(([value, name]) => element("option", { value }, name)));
+      this.syncs.push((view) => { input.value = view[key]; });
+      return element("label", { class: "mstv-row" }, element("span", {}, label), input);
+    }
+
+    check(label, key) {
+      const input = element("input", { type: "checkbox", onchange: () => this.apply({ [key]: input.checked }) });
+      this.syncs.push((view) => { input.checked = view[key]; });
+      return element("label", { class: "mstv-check mstv-only-2d" }, input, label);
+    }
+
+    typed(label, get, set, step = "any") {
+      const input = element("input", { type: "number", step, "aria-label": label, onchange: () => {
+        if (Number.isFinite(input.valueAsNumber)) set(input.valueAsNumber);
+        this.syncs.forEach((sync) => sync(this.view));
+      } });
+      this.syncs.push(() => { const value = get(); if (input.valueAsNumber !== value) input.value = value; });
+      return element("label", { class: "mstv-row" }, element("span", {}, label), input);
+    }
+
+    buildPlanes() {
+      return this.switches("Plane", [["axial", "Axial", "Axial slices (A)"], ["coronal", "Coronal", "Coronal slices (C)"],
+        ["sagittal", "Sagittal", "Sagittal slices (S)"], ["three", "All", "All three planes (T)"]],
+      (view) => (view.layout === "three" ? "three" : view.plane),
+      (value) => (value === "three" ? this.apply({ layout: "three", cross: true }) : this.apply({ layout: "one", plane: value })));
+    }
+
+    buildWindow() {
+      const input = element("select", { "aria-label": "Display window", onchange: () => this.apply({ window: this.windows[Number(input.value)].slice(1) }) },
+        ...this.windows.map(([name], i) => element("option", { value: i }, name)), element("option", { value: -1, hidden: "" }, "Own"));
+      this.syncs.push(({ window: [low, high] }) => {
+        input.value = this.windows.findIndex(([, l, h]) => Math.abs(l - low) < 1e-6 && Math.abs(h - high) < 1e-6);
+      });
+      return element("label", { class: "mstv-select mstv-only-2d" }, element("span", {}, "Window"), input);
+    }
+
+    buildOpacity() {
+      const out = element("output", {});
+      const input = element("input", { type: "range", min: 0, max: 100, "aria-label": "Opacity", "data-control": "opacity",
+        oninput: () => this.apply({ opacity: input.valueAsNumber / 100 }) });
+      this.syncs.push(({ opacity }) => {
+        input.value = Math.round(opacity * 100);
+        out.textContent = `${input.value}%`;
+        input.setAttribute("aria-valuetext", out.textContent);
+      });
+      return element("label", { class: "mstv-range mstv-only-2d" }, element("span", {}, "Opacity"), input, out);
+    }
+
+    // One slider, whatever the threshold goes by.
+    buildThreshold() {
+      const name = element("span", {}), out = element("output", {});
+      const most = Math.max(...this.layers.map((layer) => layer.max), 1e-12);
+      const scales = {
+        threshold: ["Show top", 0.1, 100, 0.1, (v) => 100 * (1 - v), (s) => 1 - s / 100, (v) => `${Number((100 * (1 - v)).toPrecision(3))}%`],
+        maximum: ["From", 0, 100, 1, (v) => 100 * v, (s) => s / 100, (v) => `${Math.round(100 * v)}% of max.`],
+        value: ["From", 0, most, most / 500, (v) => v, (s) => s, (v) => v.toPrecision(2)],
+      };
+      const input = element("input", { type: "range", "data-control": "threshold", oninput: () => {
+        const { by } = this.view;
+        this.apply({ [by]: Number(scales[by][5](input.valueAsNumber).toPrecision(6)) });
+      } });
+      this.syncs.push((view) => {
+        const [label, low, high, step, to, , words] = scales[view.by];
+        Object.assign(input, { min: low, max: high, step });
+        input.value = to(view[view.by]);
+        name.textContent = label;
+        out.textContent = words(view[view.by]);
+        input.setAttribute("aria-label", view.by === "threshold" ? "Show top" : "Threshold");
+        input.setAttribute("aria-valuetext", out.textContent);
+      });
+      return element("label", { class: "mstv-range" }, name, input, out);
+    }
+
+    // A button and what it opens; Escape and a press elsewhere close it.
+    menu(name, title, content, icon = false) {
+      const button = element("button", { type: "button", "aria-expanded": "false", ...(icon ? { class: "mstv-icon", "aria-label": title, title } : {}),
+        onclick: () => open(box.hidden) }, name);
+      const box = element("div", { class: "mstv-popover", hidden: "", role: "group", "aria-label": title }, ...content);
+      const open = (on) => {
+        if (on) this.closeMenu?.();
+        box.hidden = !on;
+        button.setAttribute("aria-expanded", String(on));
+        this.closeMenu = on ? () => open(false) : null;
+      };
+      const whole = element("div", { class: "mstv-menu" }, button, box);
+      document.addEventListener("pointerdown", (event) => {
+        if (!box.hidden && !whole.contains(event.target)) open(false);
+      }, { signal: this.stopper.signal });
+      whole.addEventListener("keydown", (event) => {
+        if (event.key !== "Escape" || box.hidden) return;
+        event.stopPropagation();
+        open(false);
+        button.focus();
+      });
+      whole.toggle = () => open(box.hidden);
+      return whole;
+    }
+
+    buildDisplay() {
+      const level = () => (this.view.window[0] + this.view.window[1]) / 2, width = () => this.view.window[1] - this.view.window[0];
+      const tidy = (v) => Number(v.toPrecision(6));
+      const set = (l, w) => this.apply({ window: [l - Math.max(w, 1e-3) / 2, l + Math.max(w, 1e-3) / 2] });
+      const unit = this.data.unit ? ` (${this.data.unit})` : "";
+      const maps = this.layers.length ? [
+        element("h3", {}, "Saliency"),
+        this.select("Colours", "colors", Object.keys(COLORS).map((name) => [name, name])),
+        this.select("Colour scale", "scale", [["own", "Each map's own"], ["shared", "One for both"], ["paper", "Paper: 0.995 to 0.999"]],
+          // The paper's figures hide what lies below the scale's lower end.
+          { paper: { by: "threshold", threshold: PAPER_QUANTILES[0] } }),
+        this.select("Threshold by", "by", [["threshold", "Quantile"], ["maximum", "Part of maximum"], ["value", "Value"]]),
+        this.typed("Threshold", () => tidy(this.view[this.view.by]), (v) =>
+          this.apply({ [this.view.by]: this.view.by === "value" ? Math.max(v, 0) : clamp(v, 0, 1) })),
+        this.layers.some((layer) => layer.patches)
+          ? this.select("Map", "map", [["smooth", "Smooth"], ["patches", "Model's own patches"]]) : null,
+        this.select("Drawn as", "style", [["filled", "Colours"], ["contours", "Contours"], ["both", "Colours and contours"]]),
+      ] : [];
+      const reset = element("button", { type: "button", onclick: () => { this.apply({ ...this.usual, plane: this.view.plane }); this.whole(); } }, "Reset the view");
+      const menu = this.menu("Display ▾", "Display", [
+        ...maps,
+        element("h3", {}, "Scan"),
+        this.typed(`Level${unit}`, () => tidy(level()), (v) => set(v, width())),
+        this.typed(`Width${unit}`, () => tidy(width()), (v) => set(level(), v)),
+        this.select("Orientation", "convention", [["radiological", "Radiological"], ["neurological", "Neurological"]]),
+        this.check("Crosshair", "cross"), reset,
+      ]);
+      menu.classList.add("mstv-only-2d");
+      return menu;
+    }
+
+    buildSave() {
+      const said = element("p", { role: "status" });
+      const act = (name, task) => element("button", { type: "button", onclick: async ({ currentTarget: button }) => {
+        button.disabled = true;
+        try {
+          said.textContent = (await task((text) => { said.textContent = text; })) || "";
+        } catch (error) {
+          console.error(error);
+          said.textContent = `That did not work: ${error.message || error}`;
+        }
+        button.disabled = false;
+      } }, name);
+      const menu = this.menu("Save ▾", "Save or share the view", [
+        act("Picture (PNG)", () => MST.savePicture(this)),
+        act("Animation (GIF)", (tell) => MST.saveAnimation(this, tell)),
+        act("Copy link", () => this.copyLink()), said,
+      ]);
+      menu.classList.add("mstv-only-2d");
+      return menu;
+    }
+
+    async copyLink() {
+      this.remember();
+      const address = location.href.split("#")[0] + this.link();
+      try {
+        await navigator.clipboard.writeText(address);
+        return "Link copied. It holds the view, not the scan.";
+      } catch {
+        return `Copy this link: ${address}`;
+      }
+    }
+
+    buildHelp() {
+      this.help = this.menu("?", "Keys", [element("table", { class: "mstv-keys" }, element("tbody", {}, ...KEYS.map(([keys, text]) =>
+        element("tr", {}, element("td", {}, ...keys.map((key) => element("kbd", {}, key))), element("td", {}, text)))))], true);
+      this.help.classList.add("mstv-help");
+      return this.help;
+    }
+
+    buildChips() {
+      const chips = this.available.map((kind) => {
+        const chip = element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[kind] ?? MODEL_COLORS.both}`,
+          onclick: () => this.togglePanel(kind) }, SHORT[kind]);
+        this.syncs.push(({ panels, solo }) => chip.setAttribute("aria-pressed", String(solo ? solo === kind : panels.includes(kind))));
+        return chip;
+      });
+      return element("div", { class: "mstv-chips mstv-only-2d", role: "group", "aria-label": "Panels" }, element("span", {}, "Panels"), ...chips);
+    }
+
+    buildHotSpots() {
+      if (!this.layers.length) return null;
+      this.spotSaid = element("span", { role: "status" });
+      return element("div", { class: "mstv-spots", role: "group", "aria-label": "Next hot spot" }, this.spotSaid, element("span", {}, "Next hot spot"),
+        ...this.layers.map((layer) => element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[layer.key]}`,
+          "data-hot-spot": layer.key, onclick: () => this.nextSpot(layer) }, SHORT[layer.key] || layer.key)));
+    }
+
+    // ---- panels
+
+    // Shows the wanted panels, and makes those that are missing; one call after the other.
+    arrange(turned = false) {
+      this.arranging = this.arranging.then(() => this.arrangeNow(turned)).catch((error) => {
+        if (!this.stopper.signal.aborted) MST.fail(this.root, error);
+      });
+      return this.arranging;
+    }
+
+    async arrangeNow(turned) {
+      const { view } = this;
+      const kinds = view.solo ? [view.solo] : view.panels;
+      const wanted = kinds.flatMap((kind) => (view.layout === "three" ? PLANES : [null]).map((plane) => [kind, plane]));
+      const missing = wanted.filter(([kind, plane]) => !this.panels.some((panel) => panel.kind === kind && panel.fixed === plane))
+        .map(([kind, plane]) => new Panel(this, kind, plane));
+      if (missing.length) {
+        this.panels.push(...missing);
+        const rank = ({ kind, fixed }) => 10 * KINDS.indexOf(kind) + PLANES.indexOf(fixed);
+        this.panels.sort((a, b) => rank(a) - rank(b));
+        this.panelRow.append(...this.panels.map((panel) => panel.node));
+      }
+      for (const panel of this.panels) {
+        panel.node.hidden = !wanted.some(([kind, plane]) => panel.kind === kind && panel.fixed === plane);
+        panel.only.setAttribute("aria-pressed", String(Boolean(view.solo)));
+      }
+      this.columns(wanted.length);
+      await Promise.all(missing.map((panel) => panel.start()));
+      if (turned) await Promise.all(this.panels.filter((panel) => !missing.includes(panel)).map((panel) => panel.turn()));
+      missing.forEach((panel) => panel.drawBar());
+      await Promise.all(this.panels.filter((panel) => !panel.node.hidden).map((panel) => panel.resize()));
+      this.drawChart();
+    }
+
+    columns(count) {
+      const width = this.panelRow.clientWidth || this.root.clientWidth;
+      const { rows, columns } = this.space;
+      const ratio = (columns.count * columns.mm) / (rows.count * rows.mm);
+      let best = bestColumns(count, width, Math.min(0.85 * window.innerHeight, 900), ratio);
+      if (width < 640) best = Math.min(count, 2);
+      else if (count <= 4 && width / count >= SMALLEST_PANEL) best = count;
+      else if (this.view.layout === "three") best = 3;
+      this.panelRow.style.setProperty("--mstv-count", best);
+      this.root.toggleAttribute("data-narrow", width / best < 250);
+    }
+
+    togglePanel(kind) {
+      const { panels, solo } = this.view;
+      if (solo) return this.apply({ solo: solo === kind ? null : kind });
+      const wanted = panels.includes(kind) ? panels.filter((other) => other !== kind) : [...panels, kind];
+      if (wanted.length) this.apply({ panels: KINDS.filter((other) => wanted.includes(other)) });
+    }
+
+    toggleSolo(kind) {
+      this.apply({ solo: this.view.solo ? null : kind });
+    }
+
+    // A panel of a fixed plane that is worked in makes its plane the current one.
+    activate(panel) {
+      if (panel.fixed && panel.fixed !== this.view.plane) this.apply({ plane: panel.fixed });
+    }
+
+    // ---- steering
 
     listen() {
       const signal = this.stopper.signal;
       this.panelRow.addEventListener("wheel", (event) => {
         if (event.ctrlKey || event.deltaY === 0) return;
         event.preventDefault();
-        event.stopPropagation();
         this.wheeled = (Math.sign(this.wheeled) === Math.sign(event.deltaY) ? this.wheeled : 0) + event.deltaY;
         if (event.deltaMode === 0 && Math.abs(this.wheeled) < WHEEL_STEP) return;
         this.wheeled = 0;
         this.show(this.slice + Math.sign(event.deltaY));
-      }, { passive: false, capture: true });
+      }, { passive: false });
       document.addEventListener("keydown", (event) => this.key(event), { signal });
+      window.addEventListener("hashchange", () => {
+        const link = readLink(location.hash);
+        this.apply({ ...this.usual, ...this.fromLink(link) });
+        this.place(link);
+        this.update();
+      }, { signal });
       this.watcher = new ResizeObserver(() => this.resize());
       this.watcher.observe(this.root);
       // Gradio switches between light and dark by a class.
@@ -381,19 +628,40 @@
       const inside = this.root.contains(target) || this.root.matches(":hover");
       if (!inside || event.ctrlKey || event.metaKey || event.altKey) return;
       const own = target.closest?.("input, select, textarea, [contenteditable]");
-      if (own && !(own === this.slider && /^(Page|Home|End| )/.test(event.key))) return;
+      if (own && own.type !== "checkbox" && !(own === this.slider && !/^Arrow/.test(event.key))) return;
+      if (event.key === "?") this.help.toggle();
+      else if (event.key === "Escape" && this.closeMenu) this.closeMenu();
+      else if (event.key === " ") {
+        if (own?.type === "checkbox" || target.closest?.("button")) return;
+        this.play(!this.timer);
+      } else if (!this.steer(event)) return;
+      event.preventDefault();
+    }
+
+    // Whether a key meant something.
+    steer(event) {
       const to = {
         ArrowRight: this.slice + 1, ArrowDown: this.slice + 1, ArrowLeft: this.slice - 1, ArrowUp: this.slice - 1,
         PageDown: this.slice + 5, PageUp: this.slice - 5, Home: 0, End: this.count - 1,
       }[event.key];
-      if (to !== undefined) {
-        event.preventDefault();
-        this.show(to);
-      } else if (event.key === "?") this.toggleHelp();
-      else if (event.key === " " && !target.closest?.("button")) {
-        event.preventDefault();
-        this.play(!this.timer);
-      }
+      if (to !== undefined) { this.show(to); return true; }
+      const key = event.key.toLowerCase();
+      const plane = { a: "axial", c: "coronal", s: "sagittal" }[key];
+      const { view, panels } = this;
+      const panel = panels.find((p) => !p.node.hidden && p.node.matches(":hover")) || panels.find((p) => !p.node.hidden);
+      if (this.view3d) return false;
+      if (plane) this.apply({ plane, layout: "one" });
+      else if (key === "t") this.apply(view.layout === "three" ? { layout: "one" } : { layout: "three", cross: true });
+      else if (key === "x") this.apply({ cross: !view.cross });
+      else if (key === "o" && this.mask) this.apply({ outline: !view.outline });
+      else if (key === "f") this.toggleSolo(panel.kind);
+      else if (key === "n" && this.layers.length) this.nextSpot(this.layers[event.shiftKey ? this.layers.length - 1 : 0]);
+      else if (key === "+" || key === "=") panel.zoom(1 / 1.2);
+      else if (key === "-") panel.zoom(1.2);
+      else if (key === "0") this.whole();
+      else if (/^[1-9]$/.test(key) && this.windows[key - 1]) this.apply({ window: this.windows[key - 1].slice(1) });
+      else return false;
+      return true;
     }
 
     // Within the tabs, left and right change the tab and not the slice.
@@ -406,25 +674,81 @@
       this.setView(other.textContent);
     }
 
-    toggleHelp() {
-      this.help.hidden = !this.help.hidden;
-      this.helpButton.setAttribute("aria-expanded", String(!this.help.hidden));
-    }
-
     play(on) {
       clearInterval(this.timer);
       this.timer = on ? setInterval(() => this.show((this.slice + 1) % this.count), PLAY_MS) : null;
+      if (!this.playButton) return;
       this.playButton.textContent = on ? "❚❚" : "▶";
       this.playButton.setAttribute("aria-label", on ? "Pause" : "Play");
     }
 
     show(slice) {
-      this.slice = clamp(Math.round(slice), 0, this.count - 1);
-      this.root.dataset.slice = this.slice;
-      this.slider.value = this.slice;
-      this.slider.setAttribute("aria-valuetext", `slice ${this.number(this.slice)}`);
-      this.later();
+      this.index[this.space.depth.axis] = clamp(Math.round(slice), 0, this.count - 1);
+      this.update();
     }
+
+    showTop(layer) {
+      this.apply({ plane: this.data.plane });
+      this.show(layer.top);
+    }
+
+    // Goes to a voxel; the crosshair marks it.
+    goTo(index, cross = false) {
+      this.index = index.slice();
+      if (cross && !this.view.cross) this.apply({ cross: true });
+      this.update();
+    }
+
+    nextSpot(layer) {
+      const { volume } = layer;
+      const spots = (this.spots[layer.key] ??= {
+        at: -1, list: hotSpots(volume.codes, this.data.shape, this.data.spacing, { least: Math.round(255 * SMALLEST_HOT_SPOT) }) });
+      const name = SHORT[layer.key] || layer.key;
+      if (!spots.list.length) { this.spotSaid.textContent = `${name}: no hot spot, the map is zero`; return; }
+      spots.at = (spots.at + 1) % spots.list.length;
+      const { index, code } = spots.list[spots.at];
+      this.goTo(index, true);
+      this.spotSaid.textContent = `${name} ${spots.at + 1} of ${spots.list.length}: ${Math.round((100 * code) / 255)}% of its maximum`;
+    }
+
+    // Dragged to the right the window gets wider, dragged up it moves to brighter values.
+    dragWindow([low, high], dx, dy) {
+      const width = Math.max((high - low) * Math.exp(dx / 200), 1e-3);
+      const level = (low + high) / 2 - (dy / 300) * (high - low);
+      const whole = high - low > 20 ? 1 : 1e-3;
+      const tidy = (v) => Math.round(v / whole) * whole;
+      this.apply({ window: [tidy(level - width / 2), Math.max(tidy(level + width / 2), tidy(level - width / 2) + whole)] });
+    }
+
+    // Shows the same part of the slice in all panels of a panel's plane, at most once a frame.
+    look(source, ranges) {
+      this.looking = { source, ranges };
+      this.lookFrame ??= requestAnimationFrame(() => {
+        this.lookFrame = null;
+        const { source: from, ranges: [x, y] } = this.looking;
+        this.Plotly.relayout(from.plot, { "xaxis.range": x, "yaxis.range": y });
+      });
+    }
+
+    // Zoom and pan are shared: what one panel shows, all of its plane show.
+    follow(source, ranges) {
+      if (this.following) return;
+      this.following = true;
+      Promise.all(this.panels.filter((panel) => panel !== source && !panel.node.hidden && panel.space === source.space)
+        .map((panel) => this.Plotly.relayout(panel.plot, { "xaxis.range": ranges[0], "yaxis.range": ranges[1] })))
+        .finally(() => { this.following = false; });
+    }
+
+    whole() {
+      const planes = new Set();
+      for (const panel of this.panels) {
+        if (panel.node.hidden || planes.has(panel.space)) continue;
+        planes.add(panel.space);
+        this.Plotly.relayout(panel.plot, { "xaxis.range": [0, panel.width], "yaxis.range": [panel.height, 0] });
+      }
+    }
+
+    // ---- drawing and telling
 
     // However many events a frame brings, all panels are drawn once, together.
     later() {
@@ -437,21 +761,21 @@
     draw() {
       if (this.view3d) this.movePlane();
       else this.panels.forEach((panel) => panel.draw());
-      this.drawChart();
+      this.drawMarker();
       this.say(this.pointer);
       this.root.dataset.drawn = this.slice;
     }
 
-    // The slice's number in the whole scan, from 1.
-    number(slice) {
-      const axis = this.space.depth.axis;
+    // A slice's number in the whole scan, from 1.
+    numberIn(plane, slice) {
+      const { axis } = this.spaces[plane].depth;
       return this.data.first[axis] + slice * this.data.factors[axis] + 1;
     }
 
-    indexAt(row, column) {
-      const { depth, rows, columns } = this.space;
+    indexAt({ row, column, space }, slice = this.index[space.depth.axis]) {
+      const { depth, rows, columns } = space;
       const index = [0, 0, 0];
-      index[depth.axis] = this.slice;
+      index[depth.axis] = slice;
       index[rows.axis] = rows.flip ? rows.count - 1 - row : row;
       index[columns.axis] = columns.flip ? columns.count - 1 - column : column;
       return index;
@@ -464,29 +788,42 @@
       this.say(at);
     }
 
+    // The slice, and the place under the pointer or else under the crosshair.
     say(at = null) {
-      const axis = this.space.depth.axis;
-      const parts = [`Slice ${this.number(this.slice)} of ${this.data.full[axis]}`];
-      const { rows, columns } = this.space;
-      const index = at ? this.indexAt(at.row, at.column) : this.indexAt((rows.count - 1) / 2, (columns.count - 1) / 2);
+      const { axis } = this.space.depth;
+      const parts = [`Slice ${this.numberIn(this.view.plane, this.slice)} of ${this.data.full[axis]}`];
+      const index = at ? this.indexAt(at) : this.index;
       const world = toWorld(this.data.affine, index);
-      if (!at) parts.push(`${"xyz"[axis]} ${world[axis].toFixed(1)} mm`);
-      else {
+      if (at || this.view.cross) {
         parts.push(`x ${world[0].toFixed(1)}, y ${world[1].toFixed(1)}, z ${world[2].toFixed(1)} mm`);
-        parts.push(...this.values(at).map(([name, value]) => `${name} ${value}`));
-      }
+        parts.push(`voxel ${toVoxel(this.data.fileAffine, world).map((v) => Math.round(v)).join(", ")}`);
+        parts.push(...this.values(index).map(([name, value]) => `${name} ${value}`));
+      } else parts.push(`${"xyz"[axis]} ${world[axis].toFixed(1)} mm`);
+      const [low, high] = this.view.window;
+      if (!at) parts.push(`level ${Number(((low + high) / 2).toPrecision(4))}, width ${Number((high - low).toPrecision(4))} ${this.data.unit}`.trim());
       this.readout.textContent = parts.join("  ·  ");
     }
 
-    // What lies under the pointer: [name, value] of the scan and of each map.
-    values({ row, column }) {
-      const [i, j, k] = this.indexAt(row, column);
+    // What lies at a voxel: [name, value] of the scan and of each map.
+    values([i, j, k]) {
       const place = (i * this.data.shape[1] + j) * this.data.shape[2] + k;
       const value = this.scan.value(this.scan.codes[place]);
       const gray = Math.abs(value) < 10 && value % 1 ? value.toFixed(2) : String(Math.round(value));
-      const maps = this.layers.map((layer) => [SHORT[layer.key] || layer.key,
-        `${layer.volume.value(layer.volume.codes[place]).toPrecision(2)} (${Math.round((layer.volume.codes[place] / 255) * 100)}% of max.)`]);
+      const maps = this.layers.map(({ key, now }) => [SHORT[key] || key,
+        `${now.value(now.codes[place]).toPrecision(2)} (${Math.round((now.codes[place] / 255) * 100)}% of max.)`]);
       return [["Intensity", `${gray} ${this.data.unit}`.trim()], ...maps];
+    }
+
+    // A model's weight of each slice; across its own slices, the map's maximum in each.
+    profile(layer) {
+      if (this.view.plane === this.data.plane) return layer.profile;
+      layer.maxima ??= {};
+      return (layer.maxima[this.view.plane] ??= this.slicesMaxima(layer.volume, this.spaces[this.view.plane]));
+    }
+
+    slicesMaxima({ codes, value }, space) {
+      const values = new Uint8Array(space.rows.count * space.columns.count);
+      return Array.from({ length: space.depth.count }, (_, slice) => value(cut(space, slice, codes, values).reduce((most, v) => Math.max(most, v), 0)));
     }
 
     drawChart() {
@@ -503,39 +840,41 @@
       const step = width / this.count;
       const lane = height / this.layers.length;
       this.layers.forEach((layer, i) => {
-        const most = Math.max(...layer.profile, 1e-12);
+        const profile = this.profile(layer);
+        const most = Math.max(...profile, 1e-12);
+        const top = this.view.plane === this.data.plane ? layer.top : profile.indexOf(most);
         const bottom = (i + 1) * lane - 1;
         context.fillStyle = line;
         context.fillRect(0, bottom, width, 1);
-        layer.profile.forEach((weight, s) => {
+        profile.forEach((weight, s) => {
           const bar = (weight / most) * (lane - 4 * ratio);
           context.fillStyle = MODEL_COLORS[layer.key] || text;
-          context.globalAlpha = s === layer.top ? 1 : 0.55;
+          context.globalAlpha = s === top ? 1 : 0.55;
           context.fillRect(s * step + 0.12 * step, bottom - bar, 0.76 * step, bar);
         });
         context.globalAlpha = 1;
         context.fillStyle = text;
-        context.font = `${10 * ratio}px system-ui, sans-serif`;
-        context.fillText(SHORT[layer.key] || layer.key, 3 * ratio, bottom - lane + 11 * ratio);
+        context.font = `${11 * ratio}px system-ui, sans-serif`;
+        context.fillText(SHORT[layer.key] || layer.key, 3 * ratio, bottom - lane + 12 * ratio);
       });
-      context.strokeStyle = text;
-      context.lineWidth = ratio;
-      context.strokeRect((this.slice + 0.5) * step - 0.5 * Math.max(step, 3), 0.5, Math.max(step, 3), height - 1);
+      this.drawMarker();
     }
 
-    // Zoom and pan are shared: what one panel shows, all show.
-    link(source, range) {
-      if (this.linking) return;
-      this.linking = true;
-      Promise.all(this.panels.filter((panel) => panel !== source).map((panel) => panel.setRange(range)))
-        .finally(() => { this.linking = false; });
+    // The current slice in the chart: a box that is moved, so that the bars need no drawing anew.
+    drawMarker() {
+      this.marker.style.left = `${(100 * (this.slice + 0.5)) / this.count}%`;
+      this.marker.style.width = `max(4px, ${100 / this.count}%)`;
     }
 
     resize() {
       cancelAnimationFrame(this.resizing);
       this.resizing = requestAnimationFrame(() => {
         if (this.view3d) this.solidPlot && this.Plotly.Plots.resize(this.solidPlot);
-        else this.panels.forEach((panel) => panel.resize());
+        else {
+          const shown = this.panels.filter((panel) => !panel.node.hidden);
+          this.columns(shown.length);
+          shown.forEach((panel) => panel.resize());
+        }
         this.drawChart();
       });
     }
@@ -562,7 +901,7 @@
       this.root.dataset.view = name.toLowerCase();
       this.say();
       if (!this.view3d) {
-        this.panels.forEach((panel) => panel.resize());
+        this.panels.filter((panel) => !panel.node.hidden).forEach((panel) => panel.resize());
         this.draw();
         return;
       }
@@ -677,7 +1016,7 @@
     planeLines() {
       const { rows, columns } = this.space;
       const corners = [[0, 0], [0, columns.count - 1], [rows.count - 1, columns.count - 1], [rows.count - 1, 0], [0, 0]];
-      const points = corners.map(([r, c]) => toWorld(this.data.affine, this.indexAt(r, c)));
+      const points = corners.map(([row, column]) => toWorld(this.data.affine, this.indexAt({ row, column, space: this.space })));
       return { x: points.map((p) => p[0]), y: points.map((p) => p[1]), z: points.map((p) => p[2]) };
     }
 
@@ -694,420 +1033,12 @@
       this.themed?.disconnect();
       clearTimeout(this.moving);
       cancelAnimationFrame(this.frame);
+      clearTimeout(this.linking);
+      cancelAnimationFrame(this.lookFrame);
       this.panels.forEach((panel) => this.Plotly?.purge(panel.plot));
       if (this.solidPlot) this.Plotly.purge(this.solidPlot);
     }
   }
 
-  // One panel: a Plotly figure with axes in millimetres, and the canvas with the slice beneath it.
-  class Panel {
-    constructor(viewer, layer) {
-      this.viewer = viewer;
-      this.layer = layer;
-      const { rows, columns } = viewer.space;
-      this.canvas = element("canvas", { class: "mstv-slice" });
-      this.plot = element("div", { class: "mstv-plot" });
-      const letter = (text, side) => element("span", { class: `mstv-letter mstv-${side}`, "aria-hidden": "true" }, text);
-      this.cross = element("div", { class: "mstv-cross", hidden: "", "aria-hidden": "true" });
-      this.tip = element("div", { class: "mstv-tip", hidden: "", "aria-hidden": "true" });
-      this.frame = element("div", { class: "mstv-frame" }, this.canvas, this.plot, this.cross, this.tip,
-        letter(rows.ends[0], "top"), letter(rows.ends[1], "bottom"), letter(columns.ends[0], "left"), letter(columns.ends[1], "right"));
-      this.badge = layer
-        ? element("button", { type: "button", class: "mstv-badge", title: "Go to the slice that this model weighs most",
-            onclick: () => viewer.show(layer.top) }, `Most weighted slice: ${viewer.number(layer.top)}`)
-        : null;
-      this.bar = element("canvas", { class: "mstv-bar", width: 256, height: 1, "aria-hidden": "true" });
-      this.cutMark = element("span", { class: "mstv-cut" });
-      const scale = layer
-        ? element("div", { class: "mstv-scale" }, element("span", {}, "0"),
-            element("div", { class: "mstv-bar-box" }, this.bar, this.cutMark),
-            element("span", {}, `${layer.max.toPrecision(2)} max.`))
-        : null;
-      this.node = element("figure", { class: "mstv-panel", "data-panel": layer ? layer.key : "scan" },
-        element("figcaption", {},
-          element("span", { class: "mstv-dot", style: `--key:${MODEL_COLORS[layer ? layer.key : "scan"]}` }),
-          element("strong", {}, layer ? layer.label : "Scan"), this.badge),
-        this.frame, scale);
-      this.image = document.createElement("canvas");
-      this.image.width = columns.count;
-      this.image.height = rows.count;
-      this.pixels = new ImageData(columns.count, rows.count);
-      this.width = columns.count * columns.mm;
-      this.height = rows.count * rows.mm;
-    }
-
-    async start() {
-      this.drawBar();
-      const { viewer, width, height } = this;
-      this.frame.style.aspectRatio = `${width} / ${height}`;
-      const axis = (length) => ({
-        range: [0, length], showgrid: false, zeroline: false, showticklabels: false, ticks: "", fixedrange: false,
-        minallowed: -length * 0.5, maxallowed: length * 1.5,
-      });
-      await viewer.Plotly.newPlot(this.plot, [{ x: [0], y: [0], mode: "markers", marker: { opacity: 0 }, hoverinfo: "skip" }], {
-        margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
-        // On a touch screen a finger over the image scrolls the page, as over any other image.
-        dragmode: matchMedia("(pointer: coarse)").matches ? false : "pan", hovermode: false,
-        xaxis: { ...axis(width), constrain: "domain" },
-        yaxis: { ...axis(height), range: [height, 0], scaleanchor: "x", constrain: "domain" },
-      }, {
-        displaylogo: false, scrollZoom: false, doubleClick: "reset", displayModeBar: "hover",
-        modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-      });
-      this.plot.on("plotly_relayout", () => {
-        const layout = this.plot._fullLayout;
-        viewer.link(this, [layout.xaxis.range.slice(), layout.yaxis.range.slice()]);
-        this.draw();
-      });
-      this.plot.on("plotly_relayouting", () => this.draw());
-      this.frame.addEventListener("pointermove", (event) => viewer.point(event.buttons ? null : this.under(event), this));
-      this.frame.addEventListener("pointerleave", () => viewer.point(null));
-    }
-
-    // The cross at the place under the pointer, and in the pointer's own panel the values beside it.
-    mark(at, own) {
-      this.cross.hidden = !at || own;
-      this.tip.hidden = !at || !own;
-      if (!at) return;
-      const { xaxis, yaxis } = this.plot._fullLayout;
-      const { rows, columns } = this.viewer.space;
-      const x = xaxis._offset + xaxis.d2p((at.column + 0.5) * columns.mm);
-      const y = yaxis._offset + yaxis.d2p((at.row + 0.5) * rows.mm);
-      this.cross.style.transform = `translate(${x}px, ${y}px)`;
-      if (!own) return;
-      this.tip.replaceChildren(...this.viewer.values(at).map(([name, value]) =>
-        element("span", {}, element("b", {}, name), ` ${value}`)));
-      // Towards the middle of the frame, so that it is never cut off.
-      const right = x > this.frame.clientWidth / 2, low = y > this.frame.clientHeight / 2;
-      this.tip.style.transform =
-        `translate(${x + (right ? -14 : 14)}px, ${y + (low ? -14 : 14)}px) translate(${right ? -100 : 0}%, ${low ? -100 : 0}%)`;
-    }
-
-    // The pixel of the slice under the pointer; null beside it.
-    under(event) {
-      const { xaxis, yaxis } = this.plot._fullLayout;
-      const box = this.frame.getBoundingClientRect();
-      const { rows, columns } = this.viewer.space;
-      const column = Math.floor(xaxis.p2d(event.clientX - box.left - xaxis._offset) / columns.mm);
-      const row = Math.floor(yaxis.p2d(event.clientY - box.top - yaxis._offset) / rows.mm);
-      return row >= 0 && row < rows.count && column >= 0 && column < columns.count ? { row, column } : null;
-    }
-
-    setRange([x, y]) {
-      return this.viewer.Plotly.relayout(this.plot, { "xaxis.range": x, "yaxis.range": y }).then(() => this.draw());
-    }
-
-    resize() {
-      if (!this.frame.clientWidth || !this.plot._fullLayout) return;
-      Promise.resolve(this.viewer.Plotly.Plots.resize(this.plot)).then(() => this.draw());
-    }
-
-    drawBar() {
-      if (!this.layer) return;
-      const context = this.bar.getContext("2d");
-      const image = context.createImageData(256, 1);
-      for (let i = 0; i < 256; i++) {
-        // What the threshold hides is left out of the bar as well.
-        image.data.set([...this.viewer.colors.subarray(3 * i, 3 * i + 3), i < this.layer.cut ? 0 : 255], 4 * i);
-      }
-      context.putImageData(image, 0, 0);
-      const part = this.layer.cut / 255;
-      this.cutMark.textContent = part > 0.12 ? (part * this.layer.max).toPrecision(2) : "";
-      this.cutMark.style.left = `${100 * part}%`;
-    }
-
-    draw() {
-      const layout = this.plot._fullLayout;
-      if (!layout) return;
-      this.paint();
-      const ratio = window.devicePixelRatio || 1;
-      const width = Math.round(this.frame.clientWidth * ratio);
-      const height = Math.round(this.frame.clientHeight * ratio);
-      if (!width || !height) return;
-      if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
-      const context = this.canvas.getContext("2d");
-      context.fillStyle = "#000";
-      context.fillRect(0, 0, width, height);
-      const { xaxis, yaxis } = layout;
-      const left = (xaxis._offset + xaxis.d2p(0)) * ratio;
-      const top = (yaxis._offset + yaxis.d2p(0)) * ratio;
-      const right = (xaxis._offset + xaxis.d2p(this.width)) * ratio;
-      const bottom = (yaxis._offset + yaxis.d2p(this.height)) * ratio;
-      context.imageSmoothingEnabled = true;
-      context.imageSmoothingQuality = "high";
-      context.drawImage(this.image, left, top, right - left, bottom - top);
-      this.drawRegion(context, left, top, right, bottom, ratio);
-      this.drawRuler(context, (right - left) / this.width, width, height, ratio);
-      if (this.viewer.mask && this.viewer.outline) this.drawOutline(context, left, top, right, bottom, ratio);
-      if (this.badge) this.badge.toggleAttribute("data-here", this.viewer.slice === this.layer.top);
-    }
-
-    // A dashed frame round what the models were given; on slices beside it there is none.
-    drawRegion(context, left, top, right, bottom, ratio) {
-      const { region } = this.viewer.data;
-      const { depth, rows, columns } = this.viewer.space;
-      if (!region || !this.layer) return;
-      const at = this.viewer.slice + 0.5;
-      if (at < region[depth.axis][0] || at > region[depth.axis][1]) return;
-      const ends = (line, from, to) => {
-        const [low, high] = region[line.axis].map((v) => (line.flip ? line.count - v : v) / line.count);
-        return [from + Math.min(low, high) * (to - from), from + Math.max(low, high) * (to - from)];
-      };
-      const [x0, x1] = ends(columns, left, right), [y0, y1] = ends(rows, top, bottom);
-      context.save();
-      context.setLineDash([5 * ratio, 4 * ratio]);
-      context.lineWidth = ratio;
-      context.strokeStyle = "rgba(255, 255, 255, .5)";
-      context.strokeRect(x0, y0, x1 - x0, y1 - y0);
-      context.restore();
-    }
-
-    // A round number of millimetres, about a fifth of the image.
-    drawRuler(context, pixelsPerMm, width, height, ratio) {
-      const wanted = (0.2 * width) / pixelsPerMm;
-      const ten = 10 ** Math.floor(Math.log10(wanted));
-      const mm = ten * ([5, 2, 1].find((n) => n * ten <= wanted) || 1);
-      const x = 12 * ratio, y = height - 13 * ratio, length = mm * pixelsPerMm;
-      const line = (color, thick) => {
-        context.strokeStyle = color;
-        context.lineWidth = thick * ratio;
-        context.beginPath();
-        context.moveTo(x, y - 4 * ratio);
-        context.lineTo(x, y);
-        context.lineTo(x + length, y);
-        context.lineTo(x + length, y - 4 * ratio);
-        context.stroke();
-      };
-      line("rgba(0, 0, 0, .7)", 3.5);
-      line("#fff", 1.5);
-      context.font = `600 ${12 * ratio}px system-ui, sans-serif`;
-      context.lineWidth = 3 * ratio;
-      context.strokeStyle = "rgba(0, 0, 0, .7)";
-      context.strokeText(`${mm} mm`, x + length + 7 * ratio, y + ratio);
-      context.fillStyle = "#fff";
-      context.fillText(`${mm} mm`, x + length + 7 * ratio, y + ratio);
-    }
-
-    // The slice, and the saliency over it, at one pixel a voxel.
-    paint() {
-      const { viewer } = this;
-      const { codes } = viewer.scan;
-      const { gray, colors, opacity } = viewer;
-      const over = this.layer && opacity > 0 ? this.layer.volume.codes : null;
-      const alphas = over ? this.layer.alphas : NO_ALPHAS;
-      const out = this.pixels.data;
-      eachPixel(viewer.space, viewer.slice, (index, pixel) => {
-        const level = gray[codes[index]];
-        const at = 4 * pixel;
-        const weight = over ? over[index] : 0;
-        const alpha = alphas[weight];
-        if (alpha > 0) {
-          out[at] = level + (colors[3 * weight] - level) * alpha;
-          out[at + 1] = level + (colors[3 * weight + 1] - level) * alpha;
-          out[at + 2] = level + (colors[3 * weight + 2] - level) * alpha;
-        } else {
-          out[at] = out[at + 1] = out[at + 2] = level;
-        }
-        out[at + 3] = 255;
-      });
-      this.image.getContext("2d").putImageData(this.pixels, 0, 0);
-    }
-
-    drawOutline(context, left, top, right, bottom, ratio) {
-      const { space, mask, slice } = this.viewer;
-      const { rows, columns } = space;
-      const inside = new Uint8Array(rows.count * columns.count);
-      eachPixel(space, slice, (index, pixel) => { inside[pixel] = mask.codes[index] > 127 ? 1 : 0; });
-      const dx = (right - left) / columns.count;
-      const dy = (bottom - top) / rows.count;
-      context.beginPath();
-      for (let r = 0; r < rows.count; r++) {
-        for (let c = 0; c < columns.count; c++) {
-          if (!inside[r * columns.count + c]) continue;
-          const x = left + c * dx;
-          const y = top + r * dy;
-          const edge = (dr, dc) => {
-            const rr = r + dr, cc = c + dc;
-            return rr < 0 || cc < 0 || rr >= rows.count || cc >= columns.count || !inside[rr * columns.count + cc];
-          };
-          if (edge(-1, 0)) { context.moveTo(x, y); context.lineTo(x + dx, y); }
-          if (edge(1, 0)) { context.moveTo(x, y + dy); context.lineTo(x + dx, y + dy); }
-          if (edge(0, -1)) { context.moveTo(x, y); context.lineTo(x, y + dy); }
-          if (edge(0, 1)) { context.moveTo(x + dx, y); context.lineTo(x + dx, y + dy); }
-        }
-      }
-      context.strokeStyle = "#4ade80";
-      context.lineWidth = 1.6 * ratio;
-      context.stroke();
-    }
-  }
-
-  // ---- the locator -------------------------------------------------------------------------------------------
-
-  class Locator {
-    constructor(root, payload) {
-      this.root = root;
-      this.data = payload;
-    }
-
-    async start() {
-      const { data, root } = this;
-      this.scan = await readVolume(data.scan, data.shape);
-      this.gray = grayTable(this.scan, data.window);
-      const middle = data.shape.map((n) => (n - 1) / 2);
-      this.index = data.center ? toVoxel(data.affine, data.center) : middle;
-      this.planes = ["axial", "coronal", "sagittal"].map((plane) => this.buildPlane(plane));
-      this.readout = element("p", { class: "mstv-readout", "aria-live": "polite" });
-      root.replaceChildren(
-        element("div", { class: "mstl-planes" }, ...this.planes.map((p) => p.node)),
-        element("div", { class: "mstl-foot" }, element("p", {}, "Click or drag to choose the spot; scroll to change the slice. The frame is the region that the models see."), this.readout));
-      this.watcher = new ResizeObserver(() => this.draw());
-      this.watcher.observe(root);
-      this.draw();
-      if (data.center) root.dataset.center = data.center.map((v) => Math.round(v * 10) / 10).join(",");
-      root.dataset.ready = "true";
-    }
-
-    buildPlane(plane) {
-      const space = geometry(plane, this.data.shape, this.data.spacing);
-      const { rows, columns } = space;
-      const canvas = element("canvas", { class: "mstl-canvas", tabindex: "0", role: "img",
-        "aria-label": `${plane} slice; arrow keys change the slice` });
-      const width = columns.count * columns.mm, height = rows.count * rows.mm;
-      const letter = (text, side) => element("span", { class: `mstv-letter mstv-${side}`, "aria-hidden": "true" }, text);
-      const frame = element("div", { class: "mstl-frame" }, canvas,
-        letter(rows.ends[0], "top"), letter(rows.ends[1], "bottom"), letter(columns.ends[0], "left"), letter(columns.ends[1], "right"));
-      const node = element("figure", { class: "mstl-plane", "data-plane": plane },
-        element("figcaption", {}, plane[0].toUpperCase() + plane.slice(1)), frame);
-      canvas.style.aspectRatio = `${width} / ${height}`;
-      node.style.setProperty("--ratio", width / height);
-      const image = document.createElement("canvas");
-      image.width = columns.count;
-      image.height = rows.count;
-      const entry = { plane, space, canvas, node, image, width, height, pixels: new ImageData(columns.count, rows.count) };
-      const pick = (event) => {
-        const box = canvas.getBoundingClientRect();
-        const column = ((event.clientX - box.left) / box.width) * columns.count - 0.5;
-        const row = ((event.clientY - box.top) / box.height) * rows.count - 0.5;
-        this.index[columns.axis] = clamp(columns.flip ? columns.count - 1 - column : column, 0, columns.count - 1);
-        this.index[rows.axis] = clamp(rows.flip ? rows.count - 1 - row : row, 0, rows.count - 1);
-        this.draw();
-      };
-      canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); pick(event); });
-      canvas.addEventListener("pointermove", (event) => { if (event.buttons) pick(event); });
-      canvas.addEventListener("pointerup", () => this.tell());
-      canvas.addEventListener("pointercancel", () => this.tell());
-      const scroll = (by) => {
-        const { axis, count } = space.depth;
-        this.index[axis] = clamp(Math.round(this.index[axis]) + by, 0, count - 1);
-        this.draw();
-        clearTimeout(this.telling);
-        this.telling = setTimeout(() => this.tell(), 250);
-      };
-      canvas.addEventListener("wheel", (event) => {
-        if (event.ctrlKey || event.deltaY === 0) return;
-        event.preventDefault();
-        scroll(Math.sign(event.deltaY));
-      }, { passive: false });
-      canvas.addEventListener("keydown", (event) => {
-        const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, PageDown: 5, PageUp: -5 }[event.key];
-        if (by) { event.preventDefault(); scroll(by); }
-      });
-      return entry;
-    }
-
-    tell() {
-      const [x, y, z] = toWorld(this.data.affine, this.index).map((v) => Math.round(v * 10) / 10);
-      this.root.dataset.center = `${x},${y},${z}`;
-      this.root.dispatchEvent(new CustomEvent("mst-center", { bubbles: true, detail: { x, y, z } }));
-    }
-
-    draw() {
-      const { gray, scan, data } = this;
-      for (const { space, canvas, image, pixels } of this.planes) {
-        const { depth, rows, columns } = space;
-        const out = pixels.data;
-        const slice = clamp(Math.round(this.index[depth.axis]), 0, depth.count - 1);
-        eachPixel(space, slice, (index, pixel) => {
-          out[4 * pixel] = out[4 * pixel + 1] = out[4 * pixel + 2] = gray[scan.codes[index]];
-          out[4 * pixel + 3] = 255;
-        });
-        image.getContext("2d").putImageData(pixels, 0, 0);
-        const ratio = window.devicePixelRatio || 1;
-        const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
-        if (!width || !height) continue;
-        Object.assign(canvas, { width, height });
-        const context = canvas.getContext("2d");
-        context.imageSmoothingQuality = "high";
-        context.drawImage(image, 0, 0, width, height);
-        const along = (line, at) => ((line.flip ? line.count - 1 - at : at) + 0.5) / line.count;
-        const x = along(columns, this.index[columns.axis]) * width;
-        const y = along(rows, this.index[rows.axis]) * height;
-        context.lineWidth = ratio;
-        context.strokeStyle = "rgba(64, 196, 198, .85)";
-        const gap = 7 * ratio;
-        context.beginPath();
-        for (const [x0, y0, x1, y1] of [[0, y, x - gap, y], [x + gap, y, width, y], [x, 0, x, y - gap], [x, y + gap, x, height]]) {
-          context.moveTo(x0, y0);
-          context.lineTo(x1, y1);
-        }
-        context.stroke();
-        if (data.box) {
-          const w = (data.box[columns.axis] / (columns.count * columns.mm)) * width;
-          const h = (data.box[rows.axis] / (rows.count * rows.mm)) * height;
-          context.strokeStyle = "#f2b84b";
-          context.lineWidth = 1.5 * ratio;
-          context.strokeRect(x - w / 2, y - h / 2, w, h);
-        }
-      }
-      const world = toWorld(data.affine, this.index);
-      this.readout.textContent = `x ${world[0].toFixed(1)}, y ${world[1].toFixed(1)}, z ${world[2].toFixed(1)} mm`;
-    }
-
-    stop() {
-      clearTimeout(this.telling);
-      this.watcher?.disconnect();
-    }
-  }
-
-  // ---- finding roots as they appear --------------------------------------------------------------------------
-
-  const living = new Map();
-  function scanDocument() {
-    for (const [root, viewer] of living) {
-      if (!root.isConnected) {
-        viewer.stop();
-        living.delete(root);
-      }
-    }
-    for (const root of document.querySelectorAll(".mst-viewer, .mst-locator")) {
-      const source = root.querySelector("template.mst-payload");
-      if (!source) continue;
-      // A page may put new data into a root that it keeps: the viewer in it starts anew.
-      living.get(root)?.stop();
-      living.delete(root);
-      source.remove();
-      root.dataset.ready = "false";
-      let viewer;
-      try {
-        const payload = JSON.parse(source.content.textContent);
-        viewer = root.classList.contains("mst-viewer") ? new Viewer(root, payload) : new Locator(root, payload);
-      } catch (error) {
-        fail(root, error);
-        continue;
-      }
-      living.set(root, viewer);
-      viewer.start().catch((error) => {
-        if (living.get(root) === viewer) fail(root, error);
-      });
-    }
-  }
-
-  window.MstViewer = { geometry, eachPixel, toVoxel, toWorld, colorTable, enlarge, quantile, otsu };
-  const begin = () => {
-    scanDocument();
-    new MutationObserver(scanDocument).observe(document.body, { childList: true, subtree: true });
-  };
-  if (document.body) begin();
-  else document.addEventListener("DOMContentLoaded", begin);
+  MST.Viewer = Viewer;
 })();

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from mst.preprocess import locate
 from mst.scan import Scan
-from mst.viewer import Layer, viewer_html, viewer_payload
+from mst.tasks import Grid
+from mst.viewer import Layer, NativeMap, viewer_html, viewer_payload
 from mst.viewer.payload import locator_payload, unpack
 
 
@@ -150,3 +152,47 @@ def test_a_very_flat_scan_can_be_shown() -> None:
     payload = viewer_payload(scan, [], plane="axial", window=(-1000, 200))
     assert payload["shape"][2] == 4
     assert payload["factors"][0] == payload["factors"][1] > 1
+
+
+def test_a_regions_cells_lie_where_the_map_does() -> None:
+    scan = _scan((60, 50, 40), (1.0, 1.0, 2.0))
+    region = locate(scan, "axial", Grid((16, 32, 24), (2.0, 1.0, 1.0)), scan.voxel_to_world((30, 20, 15)))
+    native = np.zeros((16, 4, 3), np.float32)
+    native[5, 0, 2] = 1  # row 0 is at the front, column 2 to the patient's left
+    values, start, size = region.cells(native)
+    assert values.shape == (3, 4, 16)
+    assert size.tolist() == [8, 8, 1]
+    cell = np.argwhere(values == 1)[0]
+    assert cell.tolist() == [0, 3, 5]
+    centre = np.asarray(start) + (cell + 0.5) * size
+    smooth = region.to_scan(np.kron(native, np.ones((1, 8, 8), np.float32)))
+    middle = [
+        np.average(np.arange(n), weights=smooth.sum(axis=axes))
+        for n, axes in zip(smooth.shape, ((1, 2), (0, 2), (0, 1)), strict=True)
+    ]
+    assert middle == pytest.approx(centre, abs=0.3)  # voxels at the edge repeat
+
+
+def test_a_models_own_grid_is_sent_with_its_place() -> None:
+    scan = _scan((100, 100, 60))
+    native = np.zeros((2, 4, 5), np.float32)
+    native[1, 2, 3] = 0.5
+    layer = Layer("mst", "m", _map(scan.shape), native=NativeMap(native, (39.5, 29.5, 19.5), (10, 5, 4)))
+    bounds = np.array([(40, 60), (30, 50), (20, 40)])
+    payload = viewer_payload(scan, [layer], plane="axial", window=(-1000, 200), bounds=bounds)
+    sent = payload["layers"][0]["native"]
+    assert (sent["start"], sent["size"], sent["max"]) == ([4, 4, 4], [10, 5, 4], 0.5)
+    assert np.abs(unpack(sent, native.shape) - native).max() < 0.01
+
+
+def test_a_ct_region_of_the_papers_size_keeps_every_hounsfield_unit() -> None:
+    rng = np.random.default_rng(0)
+    voxels = np.round(
+        -600 + rng.normal(0, 30, (224, 224, 32)) + 200 * np.sin(np.arange(224) / 9)[:, None, None]
+    )
+    scan = Scan(voxels.astype(np.float32), np.diag([0.7, 0.7, 1.25, 1.0]))
+    smooth = np.einsum("i,j,k->ijk", *(np.hanning(n).astype(np.float32) for n in scan.shape))
+    maps = [Layer("mst", "m", smooth), Layer("resnet", "r", smooth)]
+    payload = viewer_payload(scan, maps, plane="axial", window=(-1350, 150), unit="HU")
+    assert len(viewer_html(payload)) <= 2_500_000
+    assert np.array_equal(np.round(unpack(payload["scan"], payload["shape"])), scan.voxels)
