@@ -44,6 +44,11 @@
           this.name, this.badge, this.only),
         this.frame, this.buildScale());
       this.image = document.createElement("canvas");
+      // Drawn by the processor: pixels are made here for every slice, and a trip to the graphics card and back
+      // costs more than it saves.
+      const options = { willReadFrequently: true };
+      this.context = this.canvas.getContext("2d", { ...options, alpha: false });
+      this.imageContext = this.image.getContext("2d", options);
     }
 
     get space() {
@@ -275,7 +280,7 @@
       if (!this.at || this.node.hidden) return;
       const { viewer, at, space } = this;
       const { left, top, right, bottom } = at;
-      const context = this.canvas.getContext("2d");
+      const { context } = this;
       context.fillStyle = "#000";
       context.fillRect(0, 0, at.width, at.height);
       context.imageSmoothingEnabled = true;
@@ -318,7 +323,7 @@
           for (let i = 0; i < words.length; i++) words[i] = colors[(a[i] >= mst.cut) | ((b[i] >= resnet.cut) << 1)];
         }
       }
-      this.image.getContext("2d").putImageData(this.pixels, 0, 0);
+      this.imageContext.putImageData(this.pixels, 0, 0);
       return true;
     }
 
