@@ -98,7 +98,8 @@
 
     // Takes the plane, or its convention, that the viewer now has.
     async turn() {
-      const { rows, columns } = this.space;
+      const { space } = this;
+      const { rows, columns } = space;
       this.width = columns.count * columns.mm;
       this.height = rows.count * rows.mm;
       this.image.width = columns.count;
@@ -114,6 +115,7 @@
         "xaxis.range": [0, this.width], "yaxis.range": [this.height, 0], "xaxis.minallowed": xl, "xaxis.maxallowed": xh,
         "yaxis.minallowed": yl, "yaxis.maxallowed": yh,
       });
+      this.turned = space;
       this.place();
     }
 
@@ -277,7 +279,7 @@
     // ---- drawing
 
     draw() {
-      if (!this.at || this.node.hidden) return;
+      if (!this.at || this.node.hidden || this.turned !== this.space) return;
       const { viewer, at, space } = this;
       const { left, top, right, bottom } = at;
       const { context } = this;

@@ -751,11 +751,15 @@
 
     // ---- drawing and telling
 
-    // However many events a frame brings, all panels are drawn once, together.
+    // Draws at once, so that the next frame shows it; however many more events that frame brings, all panels are
+    // drawn once more, together.
     later() {
-      this.frame ??= requestAnimationFrame(() => {
+      if (this.frame) { this.again = true; return; }
+      this.draw();
+      this.frame = requestAnimationFrame(() => {
         this.frame = null;
-        this.draw();
+        if (this.again) this.draw();
+        this.again = false;
       });
     }
 
