@@ -5,7 +5,7 @@ HOST ?= 127.0.0.1
 DATA ?= ../shared/lidc-nodules
 BIN := .venv/bin
 
-.PHONY: app test test-slow lint train figures screenshot clean
+.PHONY: app test test-slow lint train figures screenshot bench-viewer clean
 
 app: .venv/.app
 	HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
@@ -29,6 +29,9 @@ figures: .venv/.app
 
 screenshot: .venv/.test .venv/.browser
 	$(BIN)/python tools/screenshot.py --full
+
+bench-viewer: .venv/.test .venv/.browser
+	$(BIN)/python tools/bench_viewer.py
 
 clean:
 	rm -rf .venv

@@ -30,7 +30,7 @@ RECORD = {
     "scan": {"name": "bench", "shape": [224, 224, 32], "spacing_mm": [1, 1, 1]},
     "models": {},
 }
-# From the key's event to the first task after the frame in which the viewer drew: the frame is then committed.
+# From the key's event to the first task after the frame that shows what the viewer drew: it is then committed.
 WATCH = """() => {
   window.times = [];
   const root = document.querySelector('[data-testid=viewer]');
@@ -38,9 +38,11 @@ WATCH = """() => {
     const start = event.timeStamp;
     const watcher = new MutationObserver(() => {
       watcher.disconnect();
-      const channel = new MessageChannel();
-      channel.port1.onmessage = () => times.push(performance.now() - start);
-      channel.port2.postMessage(null);
+      requestAnimationFrame(() => {
+        const channel = new MessageChannel();
+        channel.port1.onmessage = () => times.push(performance.now() - start);
+        channel.port2.postMessage(null);
+      });
     });
     watcher.observe(root, { attributes: true, attributeFilter: ['data-drawn'] });
   }, true);

@@ -44,6 +44,11 @@
           this.name, this.badge, this.only),
         this.frame, this.buildScale());
       this.image = document.createElement("canvas");
+      // Drawn by the processor: pixels are made here for every slice, and a trip to the graphics card and back
+      // costs more than it saves.
+      const options = { willReadFrequently: true };
+      this.context = this.canvas.getContext("2d", { ...options, alpha: false });
+      this.imageContext = this.image.getContext("2d", options);
     }
 
     get space() {
@@ -93,7 +98,8 @@
 
     // Takes the plane, or its convention, that the viewer now has.
     async turn() {
-      const { rows, columns } = this.space;
+      const { space } = this;
+      const { rows, columns } = space;
       this.width = columns.count * columns.mm;
       this.height = rows.count * rows.mm;
       this.image.width = columns.count;
@@ -109,6 +115,7 @@
         "xaxis.range": [0, this.width], "yaxis.range": [this.height, 0], "xaxis.minallowed": xl, "xaxis.maxallowed": xh,
         "yaxis.minallowed": yl, "yaxis.maxallowed": yh,
       });
+      this.turned = space;
       this.place();
     }
 
@@ -272,10 +279,10 @@
     // ---- drawing
 
     draw() {
-      if (!this.at || this.node.hidden) return;
+      if (!this.at || this.node.hidden || this.turned !== this.space) return;
       const { viewer, at, space } = this;
       const { left, top, right, bottom } = at;
-      const context = this.canvas.getContext("2d");
+      const { context } = this;
       context.fillStyle = "#000";
       context.fillRect(0, 0, at.width, at.height);
       context.imageSmoothingEnabled = true;
@@ -318,7 +325,7 @@
           for (let i = 0; i < words.length; i++) words[i] = colors[(a[i] >= mst.cut) | ((b[i] >= resnet.cut) << 1)];
         }
       }
-      this.image.getContext("2d").putImageData(this.pixels, 0, 0);
+      this.imageContext.putImageData(this.pixels, 0, 0);
       return true;
     }
 

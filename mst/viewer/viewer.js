@@ -281,11 +281,12 @@
         Object.assign(kept.canvas, { width: columns.count, height: rows.count });
         kept.pixels = new ImageData(columns.count, rows.count);
         kept.words = new Uint32Array(kept.pixels.data.buffer);
+        kept.context = kept.canvas.getContext("2d", { willReadFrequently: true });
       }
       cut(space, slice, this.scan.codes, kept.words);
       const { words } = kept, { grays } = this;
       for (let i = 0; i < words.length; i++) words[i] = grays[words[i]];
-      kept.canvas.getContext("2d").putImageData(kept.pixels, 0, 0);
+      kept.context.putImageData(kept.pixels, 0, 0);
       kept.slice = slice;
       return kept.canvas;
     }
@@ -750,11 +751,15 @@
 
     // ---- drawing and telling
 
-    // However many events a frame brings, all panels are drawn once, together.
+    // Draws at once, so that the next frame shows it; however many more events that frame brings, all panels are
+    // drawn once more, together.
     later() {
-      this.frame ??= requestAnimationFrame(() => {
+      if (this.frame) { this.again = true; return; }
+      this.draw();
+      this.frame = requestAnimationFrame(() => {
         this.frame = null;
-        this.draw();
+        if (this.again) this.draw();
+        this.again = false;
       });
     }
 

@@ -163,6 +163,20 @@ def test_choosing_a_side_redraws_the_locator(page: Page, url: str) -> None:
     expect(page.locator("[data-testid=locator] canvas")).to_have_count(3)
 
 
+def test_a_link_opens_the_same_view_of_the_same_scan(page: Page, url: str, nodule: Path) -> None:
+    page.goto(url + "#plane=coronal&slice=50&threshold=0.99&map=patches")
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+    viewer = page.locator("[data-testid=viewer]")
+    expect(viewer).to_have_attribute("data-plane", "coronal")
+    expect(viewer.locator(".mstv-readout")).to_contain_text("Slice 50 of")
+    viewer.locator("[data-panel=mst]").hover()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("location.hash.includes('slice=51')")
+    assert "threshold=0.99" in page.evaluate("location.hash")
+
+
 def test_a_study_without_a_model_shows_the_scan_and_says_how_to_get_one(page: Page, url: str) -> None:
     page.goto(url)
     page.locator("#task input[value='breast-mri']").check()
