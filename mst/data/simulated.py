@@ -8,6 +8,7 @@ could tell from the picture besides the shape is drawn as it was rated: texture 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from mst.data.outlines import RATINGS, Outline
 from mst.data.simulator import SOFT, blend, ct_noise, lung_block, texture_field
+from mst.files import write_whole
 from mst.scan import Scan
 
 SIZE = 64  # voxels of 1 mm along each side of a region
@@ -231,9 +233,8 @@ def _save(voxels: np.ndarray, affine: np.ndarray, path: Path) -> None:
 
 
 def _write(path: Path, columns: list[str], rows: list[dict[str, object]]) -> None:
-    staging = path.with_name(path.name + ".writing")
-    with staging.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    staging.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.preprocess import AXES
 from mst.saliency import explain
@@ -68,12 +70,11 @@ def _probability(model: ScanClassifier, logits: torch.Tensor) -> float:
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes predictions as CSV, whole or not at all."""
-    staging = path.with_suffix(".writing")
-    with staging.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    staging.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

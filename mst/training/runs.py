@@ -24,6 +24,7 @@ from transformers import set_seed
 from mst.data import Case, read_manifest
 from mst.data.outlines import matching_patients, read_outlines
 from mst.data.simulated import write_simulated
+from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError, hub_encoder
 from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
@@ -391,6 +392,4 @@ def _relevant(config: Config) -> Config:
 
 
 def _write_json(value: Any, path: Path) -> None:
-    staging = path.with_name(path.name + ".writing")
-    staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    staging.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
