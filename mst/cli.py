@@ -195,16 +195,15 @@ def _told(done: int, count: int) -> None:
 
 def _prepare_simulated(args: argparse.Namespace) -> int:
     from mst.data import read_manifest
-    from mst.data.outlines import matching_patients, read_outlines
+    from mst.data.outlines import leave_out, read_outlines
     from mst.data.simulated import write_simulated
 
     outlines = read_outlines(args.database)
     if args.leave_out:
         cases = read_manifest(args.leave_out, get_task("chest-ct").classes)
         nodules = [(c.ratings, c.ratings["diameter_mm"]) for c in cases if "diameter_mm" in c.ratings]
-        known = matching_patients(outlines, nodules)
-        outlines = [outline for outline in outlines if outline.patient not in known]
-        print(f"Left out {len(known)} patients; {len(outlines)} outlines remain.")
+        outlines, patients = leave_out(outlines, nodules)
+        print(f"Left out {patients} patients; {len(outlines)} outlines remain.")
 
     manifest = write_simulated(args.out, args.cases, outlines, args.seed, _told)
     print(f"Wrote {args.cases} cases and {manifest}.")

