@@ -141,11 +141,12 @@ class Study:
                 outlines = read_outlines()
             except FileNotFoundError as error:
                 raise TrainingError(str(error)) from error
-            nodules = [
-                (case.case.ratings, case.diameter_mm)
+            # A size that the manifest gives goes before the mask's, as in `mst prepare simulated --leave-out`.
+            sizes = [
+                (case.case.ratings, case.case.ratings.get("diameter_mm", case.diameter_mm))
                 for case in self._load(self.cases)
-                if case.diameter_mm is not None
             ]
+            nodules = [(ratings, size) for ratings, size in sizes if size is not None]
             outlines, patients = leave_out(outlines, nodules)
             print(f"simulating {settings['cases']} cases; the outlines of {patients} patients are left out")
             start = time.monotonic()
