@@ -79,6 +79,37 @@ def registers(encoder: Encoder) -> int:
     return int(getattr(encoder.config, "num_register_tokens", 0) or 0)
 
 
+def encode_tokens(
+    encoder: Encoder, pixels: Tensor, class_layers: int | None = None, masked: Tensor | None = None
+) -> Tensor:
+    """The tokens that an encoder makes of slices: the class token first, then registers, then patches.
+
+    Args:
+        encoder: any of `build_encoder`.
+        pixels: float32 [N, 1, H, W]; a grey slice is given alike to all channels that the encoder takes.
+        class_layers: in how many of the last blocks the class token takes part. None: in all, as in DINOv2.
+            With 1, all that the class token learns of the slice passes through the last block's attention, so
+            that its attention there says what it was made of (class attention: Touvron et al., Going deeper with
+            image transformers, arXiv 2103.17239).
+        masked: bool [N, patches], patches that are hidden behind DINOv2's mask token; None: none.
+
+    Returns:
+        float32 [N, 1 + registers + patches, width], after the last layer norm.
+    """
+    pixels = pixels.expand(-1, int(encoder.config.num_channels), -1, -1)
+    if class_layers is None:
+        return encoder(pixel_values=pixels, bool_masked_pos=masked).last_hidden_state
+    tokens = encoder.embeddings(pixels, bool_masked_pos=masked)
+    first, others = tokens[:, :1], tokens[:, 1:]
+    layers: Any = encoder.encoder.layer
+    for layer in layers[: len(layers) - class_layers]:
+        others = layer(others)
+    tokens = torch.cat([first, others], dim=1)
+    for layer in layers[len(layers) - class_layers :]:
+        tokens = layer(tokens)
+    return encoder.layernorm(tokens)
+
+
 def interpolate_positions(positions: Tensor, side: int, with_registers: bool) -> Tensor:
     """Position embeddings for another grid of patches, by DINOv2's own formula.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mst.models.encoders import build_encoder, paper_encoder, registers
+from mst.models.encoders import Encoder, build_encoder, encode_tokens, paper_encoder, registers
 from mst.models.slices import SliceClassifier, class_row, on_all_slices, outputs_of
 
 __all__ = ["SliceAttention", "SliceTransformer", "paper_encoder"]
@@ -52,11 +52,14 @@ class SliceTransformer(SliceClassifier):
         zero_first_patch: set the first patch's attention to zero, as the paper's code does.
         fusion: "transformer" (paper), "average" or "linear".
         fusion_slices: how many slices the fusion "linear" takes.
+        class_layers: in how many of the encoder's last blocks the class token takes part; None (DINOv2, paper):
+            all. See `encode_tokens`.
         bottleneck: width that a linear layer brings the encoder's vector to first; None (paper): no such layer.
     """
 
     method = "attention"
     title = "Medical Slice Transformer"
+    encoder: Encoder
 
     def __init__(
         self,
@@ -73,11 +76,17 @@ class SliceTransformer(SliceClassifier):
         fusion: str = "transformer",
         fusion_slices: int = 32,
         bottleneck: int | None = None,
+        class_layers: int | None = None,
         architecture: str = "slice-transformer",
     ) -> None:
         super().__init__(task, classes, grid, temperature)
         self.zero_first_patch = zero_first_patch
         self.encoder = build_encoder(encoder or {})
+        self.class_layers = class_layers
+        if class_layers is not None and not 1 <= class_layers <= self.encoder.config.num_hidden_layers:
+            raise ValueError(
+                f"class_layers is {class_layers}; the encoder has {self.encoder.config.num_hidden_layers} blocks"
+            )
         self.build_fusion(
             int(self.encoder.config.hidden_size),
             fusion=fusion,
@@ -91,9 +100,7 @@ class SliceTransformer(SliceClassifier):
 
     def encode(self, slices: Tensor) -> Tensor:
         """Slices float32 [N, 1, H, W] -> their class tokens [N, width]."""
-        config: Any = self.encoder.config
-        # DINOv2 was trained on colour; a grey slice is given to its three channels alike.
-        return self.encoder(pixel_values=slices.expand(-1, config.num_channels, -1, -1)).pooler_output
+        return encode_tokens(self.encoder, slices, self.class_layers)[:, 0]
 
     @torch.no_grad()
     def attend(self, volume: Tensor, padding_mask: Tensor | None = None) -> SliceAttention:

@@ -6,6 +6,7 @@ on with exactly the samples that it would have seen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import Dataset
 
-from mst.training.augment import Augmentation, draw, pick_plane
+from mst.training.augment import Augmentation, Sample, draw, pick_plane
 from mst.training.cases import LoadedCase
 
 MAX_DIAMETER_MM = 40.0  # lesions of this size and larger count as 1
@@ -56,6 +57,41 @@ class _Draws(Dataset):
         return self.cases[int(rng.choice(len(self.cases), p=self.weights))], rng
 
 
+@dataclass(frozen=True)
+class DenseTargets:
+    """What the dense objective asks of slices.
+
+    Attributes:
+        patch: size of the encoder's patches in pixels.
+        ratings: {column: [lowest, highest]} of the manifest's ratings to predict; a case may lack any.
+    """
+
+    patch: int
+    ratings: dict[str, list[float]]
+
+    def of(self, case: LoadedCase, sample: Sample) -> dict[str, Tensor]:
+        """Targets of a sample that was drawn with its mask.
+
+        Returns:
+            "patches" float32 [S, H / patch, W / patch], the share of each patch that the lesion fills; "area"
+            float32 [S], the lesion's area over the slice's; "ratings" float32 [R + 1], each 0..1 or NaN where not
+            known, the last one the diameter.
+        """
+        assert sample.mask is not None
+        targets = [
+            (case.case.ratings.get(name, float("nan")) - low) / (high - low)
+            for name, (low, high) in self.ratings.items()
+        ]
+        diameter = (
+            float("nan") if case.diameter_mm is None else case.diameter_mm * sample.zoom / MAX_DIAMETER_MM
+        )
+        return {
+            "patches": avg_pool2d(sample.mask[:, None], self.patch)[:, 0],
+            "area": sample.mask.mean(dim=(1, 2)),
+            "ratings": torch.tensor([*targets, diameter], dtype=torch.float32).clamp(max=1),
+        }
+
+
 class VolumeDraws(_Draws):
     """Volumes for a classifier.
 
@@ -68,6 +104,7 @@ class VolumeDraws(_Draws):
         weights: how often each case is drawn, to a common factor; None: all equally often.
         keep_slices: how many of the D slices a sample keeps, one at a random place of each equal part; None
             keeps all. An MST's slices carry no order, so fewer of them train it at a part of the cost.
+        dense: gives the targets of the dense objective as well; None: it is not trained for.
     """
 
     def __init__(
@@ -79,12 +116,16 @@ class VolumeDraws(_Draws):
         seed: int = 0,
         weights: np.ndarray | None = None,
         keep_slices: int | None = None,
+        dense: DenseTargets | None = None,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.keep_slices = keep_slices
+        self.keep_slices, self.dense = keep_slices, dense
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}."""
+        """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
+
+        With `dense`, "target" is called "probability", and its targets are there too.
+        """
         case, rng = self._start(index)
         plane = pick_plane(self.augmentation, case.task, rng)
         slices = None
@@ -93,22 +134,22 @@ class VolumeDraws(_Draws):
             slices = (
                 np.arange(self.keep_slices) + rng.random(self.keep_slices)
             ) * depth / self.keep_slices - 0.5
-        sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices)
-        return {
-            "volume": sample.volume[None],
-            "padding_mask": sample.padding,
-            "target": torch.tensor(case.target, dtype=torch.float32),
-        }
+        with_mask = self.dense is not None
+        sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask)
+        target = torch.tensor(case.target, dtype=torch.float32)
+        found = {"volume": sample.volume[None], "padding_mask": sample.padding}
+        if self.dense is None:
+            return {**found, "target": target}
+        return {**found, "probability": target, **self.dense.of(case, sample)}
 
 
 class SliceDraws(_Draws):
-    """Slices with dense targets for the encoder.
+    """Slices for the encoder, with dense targets and an order in which patches are hidden.
 
     Args:
         cases, grid, augmentation, count, seed, weights: as in `VolumeDraws`.
-        patch: size of the encoder's patches in pixels.
+        dense: the targets.
         slices: slices a sample, all of one case and plane.
-        ratings: {column: [lowest, highest]} of the manifest's ratings to predict; a case may lack any.
     """
 
     def __init__(
@@ -117,23 +158,16 @@ class SliceDraws(_Draws):
         grid: dict[str, Any],
         augmentation: Augmentation,
         count: int,
-        patch: int,
+        dense: DenseTargets,
         slices: int = 8,
-        ratings: dict[str, list[float]] | None = None,
         seed: int = 0,
         weights: np.ndarray | None = None,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.patch, self.slices, self.ratings = patch, slices, ratings or {}
+        self.dense, self.slices = dense, slices
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Slices and targets.
-
-        Returns:
-            "slices" float32 [S, 1, H, W]; "patches" float32 [S, H / patch, W / patch], the share of each patch
-            that the lesion fills; "area" float32 [S], the lesion's area over the slice's; "ratings"
-            float32 [R + 1], each 0..1 or NaN where not known, the last one the diameter.
-        """
+        """ "slices" float32 [S, 1, H, W], "order" float32 [S, h, w] of random numbers, and `DenseTargets.of`."""
         case, rng = self._start(index)
         plane = pick_plane(self.augmentation, case.task, rng)
         depth = len(case.region(plane, self.grid).positions[0])
@@ -142,17 +176,6 @@ class SliceDraws(_Draws):
         spread = np.where(near, depth / 5, depth / 2)
         slices = (depth - 1) / 2 + rng.uniform(-1, 1, self.slices) * spread
         sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask=True)
-        assert sample.mask is not None
-        targets = [
-            (case.case.ratings.get(name, float("nan")) - low) / (high - low)
-            for name, (low, high) in self.ratings.items()
-        ]
-        diameter = (
-            float("nan") if case.diameter_mm is None else case.diameter_mm * sample.zoom / MAX_DIAMETER_MM
-        )
-        return {
-            "slices": sample.volume[:, None],
-            "patches": avg_pool2d(sample.mask[:, None], self.patch)[:, 0],
-            "area": sample.mask.mean(dim=(1, 2)),
-            "ratings": torch.tensor([*targets, diameter], dtype=torch.float32).clamp(max=1),
-        }
+        targets = self.dense.of(case, sample)
+        order = torch.from_numpy(rng.random(targets["patches"].shape, dtype=np.float32))
+        return {"slices": sample.volume[:, None], "order": order, **targets}

@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 import yaml
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import set_seed
 
 from mst.data import Case, read_manifest
@@ -33,9 +34,9 @@ from mst.tasks import get_task
 from mst.training.augment import Augmentation
 from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
-from mst.training.datasets import SliceDraws, VolumeDraws, label_weights
+from mst.training.datasets import DenseTargets, SliceDraws, VolumeDraws, label_weights
 from mst.training.evaluate import predict_cases, read_rows, summarise, write_rows
-from mst.training.pretrain import DensePretraining
+from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
 from mst.training.trainer import fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -226,6 +227,7 @@ def run(
 
 def train_encoder(study: Study, config: Config, part: str) -> Path:
     """Pre-trains the 2D encoder on a part's training cases; returns the file of its weights."""
+    before = train_encoder(study, config["pretraining"], part) if config.get("pretraining") else None
     folder, done = study.folder(config, part)
     if done:
         return folder / ENCODER
@@ -233,16 +235,23 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
     training, seed = config["training"], int(config.get("seed", 0))
     ratings = config.get("ratings", {})
     set_seed(seed)
-    model = DensePretraining(config["encoder"], len(ratings) + 1, config.get("patch_weight", 4.0))
+    model: DensePretraining | MaskedPretraining
+    if config.get("objective", "dense") == "masked":
+        model = MaskedPretraining(config["encoder"], config.get("hidden", 0.6), config.get("class_layers"))
+    else:
+        model = DensePretraining(
+            config["encoder"], len(ratings) + 1, config.get("patch_weight", 4.0), config.get("class_layers")
+        )
+    if before is not None:
+        model.encoder.load_state_dict(load_file(before))
     cases, weights = study.training_cases(config, part)
     samples = SliceDraws(
         cases,
         config["grid"],
         Augmentation.from_config(config.get("augment")),
         training["steps"] * training["batch"],
-        patch=config["encoder"]["patch_size"],
+        DenseTargets(config["encoder"]["patch_size"], ratings),
         slices=config.get("slices", 8),
-        ratings=ratings,
         seed=seed,
         weights=weights,
     )
@@ -274,6 +283,12 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     if encoder is not None:
         assert isinstance(model, SliceTransformer)
         model.encoder.load_state_dict(load_file(encoder))
+    trained: nn.Module = model
+    dense = None
+    if beside := config.get("dense"):
+        assert isinstance(model, SliceTransformer)
+        dense = DenseTargets(cast(int, model.encoder.config.patch_size), beside.get("ratings", {}))
+        trained = JointTraining(model, len(dense.ratings) + 1, beside.get("weight", 0.5))
     samples = VolumeDraws(
         cases,
         model.grid,
@@ -282,8 +297,9 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         seed=seed,
         weights=weights,
         keep_slices=config.get("keep_slices"),
+        dense=dense,
     )
-    log = fit(model, samples, folder, training, seed)
+    log = fit(trained, samples, folder, training, seed)
     model = model.cpu().eval()
     save_model(model, folder / "model")
     _evaluate(study, model, part, folder)

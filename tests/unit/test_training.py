@@ -26,7 +26,7 @@ from mst.scan import write_nifti
 from mst.tasks import TASKS
 from mst.training.augment import Augmentation
 from mst.training.cases import load_cases, split
-from mst.training.datasets import SliceDraws, VolumeDraws
+from mst.training.datasets import DenseTargets, SliceDraws, VolumeDraws
 from mst.training.runs import CONFIGS, Study, TrainingError, build_model, load_config, run
 
 CHEST = TASKS["chest-ct"]
@@ -123,7 +123,9 @@ def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
 
 def test_samples_depend_on_their_number_alone(data: Path) -> None:
     cases = load_cases(read_manifest(data, CHEST.classes), CHEST)
-    first, second = (SliceDraws(cases, GRID, Augmentation(), 9, patch=6, slices=4) for _ in range(2))
+    first, second = (
+        SliceDraws(cases, GRID, Augmentation(), 9, DenseTargets(6, {}), slices=4) for _ in range(2)
+    )
     second[3]
     for key, value in first[5].items():
         assert torch.allclose(value, second[5][key], equal_nan=True)

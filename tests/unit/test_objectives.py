@@ -1,0 +1,122 @@
+"""What models are trained for, and the class token that joins the last blocks alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from mst.models import load_model
+from mst.models.encoders import build_encoder, encode_tokens
+from mst.models.loading import save_model
+from mst.models.slice_transformer import SliceTransformer
+from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
+
+ENCODER: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 6,
+    "num_channels": 1,
+}
+GRID = {"shape": [5, 24, 24], "spacing_mm": [2.0, 1.0, 1.0]}
+
+
+def dense_targets() -> dict[str, torch.Tensor]:
+    patches = torch.zeros(2, 5, 4, 4)
+    patches[:, 2, 1, 1] = 1
+    return {"patches": patches, "area": patches.mean(dim=(2, 3)), "ratings": torch.rand(2, 3)}
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_class_token_in_all_blocks_is_dinov2(count: int) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder({**ENCODER, "num_register_tokens": count}).eval()
+    slices = torch.randn(4, 1, 24, 24)
+    expected = encoder(pixel_values=slices).last_hidden_state
+    assert torch.equal(encode_tokens(encoder, slices), expected)
+    assert torch.allclose(encode_tokens(encoder, slices, class_layers=3), expected, atol=1e-6)
+
+
+def test_a_late_class_token_learns_of_the_slice_through_the_last_attention_alone() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(ENCODER).eval()
+    slices = torch.randn(1, 1, 24, 24)
+    before = encode_tokens(encoder, slices, class_layers=1)
+    # Without the last block's attention, the class token is the same for every slice.
+    last: Any = encoder.encoder.layer[-1]
+    last.attention.o_proj.weight.data.zero_()
+    last.attention.o_proj.bias.data.zero_()
+    blind = encode_tokens(encoder, slices, class_layers=1)[:, 0]
+    assert torch.allclose(blind, encode_tokens(encoder, torch.randn(1, 1, 24, 24), class_layers=1)[:, 0])
+    assert not torch.allclose(blind, before[:, 0])
+
+
+def test_a_model_with_a_late_class_token_is_kept_in_a_checkpoint(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=2, class_layers=1).eval()
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    volume = torch.randn(1, 1, 5, 24, 24)
+    assert torch.equal(loaded(volume), model(volume))
+    seen = loaded.attend(volume)
+    assert seen.patches.shape == (1, 5, 2, 4, 4)
+    assert torch.allclose(seen.logits, model(volume), atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [0, 4])
+def test_more_class_layers_than_blocks_are_an_error(blocks: int) -> None:
+    with pytest.raises(ValueError, match="class_layers"):
+        SliceTransformer(encoder=ENCODER, class_layers=blocks, slice_heads=2)
+
+
+def test_the_dense_objective_is_learnt_and_ignores_what_is_not_known() -> None:
+    torch.manual_seed(0)
+    model = DensePretraining(ENCODER, 3, class_layers=1)
+    slices, targets = torch.randn(2, 5, 1, 24, 24), dense_targets()
+    targets["ratings"][:, 1] = float("nan")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(slices, **targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    # No lesion at all: the ratings are asked of nothing.
+    nothing = {"patches": torch.zeros(2, 5, 4, 4), "area": torch.zeros(2, 5), "ratings": targets["ratings"]}
+    assert model(slices, **nothing).isfinite()
+
+
+def test_the_masked_objective_sees_no_hidden_pixel_and_asks_for_no_other() -> None:
+    torch.manual_seed(0)
+    model = MaskedPretraining(ENCODER, hidden=0.5).eval()
+    slices, order = torch.rand(1, 1, 1, 24, 24), torch.rand(1, 1, 4, 4)
+    hidden = (order.flatten().argsort().argsort() < 8).reshape(4, 4)
+    pixels = hidden.repeat_interleave(6, 0).repeat_interleave(6, 1)
+    # All hidden pixels one brighter: the prediction stays, so the loss moves by one where it was below them.
+    model.pixel_head.weight.data.zero_()
+    model.pixel_head.bias.data.fill_(-1)
+    loss = model(slices, order)
+    assert torch.isclose(loss, (slices[0, 0, 0][pixels] + 1).mean())
+    changed = slices.clone()
+    changed[0, 0, 0][~pixels] = 5
+    assert torch.isclose(model(changed, order), loss)
+
+
+def test_joint_training_trains_the_model_itself() -> None:
+    torch.manual_seed(0)
+    model = SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=2, class_layers=1)
+    joint = JointTraining(model, 3)
+    volume, padding = torch.randn(2, 1, 5, 24, 24), torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 4] = True
+    probability = torch.tensor([0.0, 1.0])
+    optimizer = torch.optim.AdamW(joint.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        joint(volume, padding, probability, **dense_targets()).backward()
+        optimizer.step()
+    found = model.eval()(volume, padding).softmax(dim=1)[:, 1]
+    assert found[0] < 0.3
+    assert found[1] > 0.7
