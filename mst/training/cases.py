@@ -27,7 +27,7 @@ class LoadedCase:
     Attributes:
         scan: canonical.
         mask: bool, the scan's shape; None where the manifest names none.
-        center: RAS millimetres; the mask's centre of mass, else the scan's middle.
+        center: RAS millimetres; the manifest's, else the mask's centre of mass, else the scan's middle.
         diameter_mm: of the sphere with the mask's volume; None without a mask.
     """
 
@@ -49,6 +49,8 @@ class LoadedCase:
             if not self.mask.any():
                 raise ManifestError(f"{case.source}: the mask is empty.")
             self.center = mask_centroid(self.mask, self.scan)
+        if case.center is not None:
+            self.center = np.array(case.center)
 
     @cached_property
     def diameter_mm(self) -> float | None:

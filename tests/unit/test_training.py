@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,12 @@ def test_no_patient_is_on_both_sides_of_a_split(data: Path) -> None:
 def test_what_a_model_is_tested_on_takes_the_dashboards_path(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
     assert torch.equal(case.prepare(GRID).volume, prepare(case.scan, CHEST, case.center, GRID).volume)
+
+
+def test_the_manifests_centre_goes_before_the_masks(data: Path) -> None:
+    case = read_manifest(data, CHEST.classes)[0]
+    given = load_cases([replace(case, center=(1.0, 2.0, 3.0))], CHEST)[0]
+    assert given.center.tolist() == [1, 2, 3]
 
 
 def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
