@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest, norm, rankdata, wilcoxon
 from sklearn.metrics import roc_curve
 
@@ -206,6 +206,39 @@ def proportion_ci95(count: int, n: int) -> tuple[float, float]:
 def brier_score(truth: np.ndarray, probability: np.ndarray) -> float:
     """Mean squared difference between probability and truth; 0 is perfect, 0.25 is always saying 0.5."""
     return float(np.mean((np.asarray(probability, float) - np.asarray(truth, float)) ** 2))
+
+
+def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
+    """The temperature by which a model's logits are divided so that its probabilities are calibrated.
+
+    It minimises the log loss of two-class predictions (Guo et al., On calibration of modern neural networks, ICML
+    2017, section 4.2). One number cannot change which case ranks before which.
+
+    Args:
+        truth: bool [N].
+        probability: float [N], of a model whose temperature was 1.
+
+    Returns:
+        the temperature, from 0.1 to 10.
+
+    Raises:
+        ValueError: as for `auc`.
+    """
+    truth = _checked(truth, probability)
+    logit = np.log(np.clip(probability, 1e-9, None)) - np.log(np.clip(1 - probability, 1e-9, None))
+    signed = np.where(truth, logit, -logit)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0, -signed / np.exp(log_temperature)).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def with_temperature(probability: np.ndarray, temperature: float) -> np.ndarray:
+    """Two-class probabilities of a model whose temperature was 1, as they are at another."""
+    odds = (np.clip(1 - probability, 1e-12, 1) / np.clip(probability, 1e-12, 1)) ** (1 / temperature)
+    return 1 / (1 + odds)
 
 
 def calibration_curve(

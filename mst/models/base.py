@@ -45,6 +45,13 @@ class ScanClassifier(
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
         raise TypeError(f"{type(self).__name__} does not say how it computes logits")
 
+    def set_temperature(self, temperature: float) -> None:
+        """Calibrates the model, also in the config.json that it is saved with."""
+        self.temperature = float(temperature)
+        config = self._hub_mixin_config
+        assert isinstance(config, dict)
+        config["temperature"] = self.temperature
+
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]
         cls, model: ScanClassifier, model_file: str | Path, map_location: str, strict: bool

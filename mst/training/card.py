@@ -115,13 +115,20 @@ def _procedure(config: dict[str, Any]) -> str:
             f"The 2D encoder, on {on}: single slices in all three planes, to tell which patches hold the lesion, "
             f"whether the slice shows it, and what was rated of it ({ratings}); {training['steps']} steps of "
             f"{training['batch']} x {config.get('slices', 8)} slices with AdamW ({rates}). The lesions' masks were "
-            "used for that alone; the saliency map itself was never trained."
+            "used for that alone; no loss was put on the attention or on any saliency map."
         )
     else:
         paragraphs.append(
             f"The whole model, on {on}: soft labels from the rating of malignancy, {training['steps']} steps of "
             f"{training['batch']} volumes with AdamW ({rates}), random shifts, turns, flips, magnification and noise."
         )
+        if beside := config.get("dense"):
+            ratings = ", ".join(["its size", *beside.get("ratings", {})])
+            paragraphs[-1] += (
+                " Beside that its encoder learnt to tell from single slices which patches hold the lesion, whether the "
+                f"slice shows it, and what was rated of it ({ratings}). The lesions' masks were used for that alone; "
+                "no loss was put on the attention or on any saliency map."
+            )
     return "\n\n".join(paragraphs)
 
 
@@ -134,6 +141,13 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
         ("AUC, mean over the folds", f"{metrics['auc_folds_mean']:.2f} (SD {metrics['auc_folds_sd']:.2f})"),
         ("AUC with the region up to 10 mm off-centre", f"{metrics['auc_off_centre']:.2f}"),
     ]
+    if found := metrics.get("calibration"):
+        rows.append(
+            (
+                "Brier score, calibrated (and before; always saying the share of malignant cases)",
+                f"{found['brier']:.3f} ({found['brier_uncalibrated']:.3f}; {_constant_brier(metrics, classes):.3f})",
+            )
+        )
     if before := metrics.get("simulated_alone"):
         low_before, high_before = before["auc_ci95"]
         rows.append(
@@ -162,6 +176,11 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
     elif metrics.get("baseline_diameter_auc", 0) > metrics["auc"]:
         verdict = "\n\nThe lesion's diameter alone separates these cases better than this model does."
     return f"{metrics['protocol']}\n\nOn {counts}:\n\n| | |\n| --- | --- |\n{table}{verdict}"
+
+
+def _constant_brier(metrics: dict[str, Any], classes: list[str]) -> float:
+    first, last = metrics[f"n_{classes[0]}"], metrics[f"n_{classes[-1]}"]
+    return first * last / (first + last) ** 2
 
 
 def _counts(labels: dict[str, int]) -> str:

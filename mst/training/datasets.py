@@ -144,12 +144,13 @@ class VolumeDraws(_Draws):
 
 
 class SliceDraws(_Draws):
-    """Slices for the encoder, with dense targets and an order in which patches are hidden.
+    """Slices for the encoder, with dense targets or with an order in which patches are hidden.
 
     Args:
         cases, grid, augmentation, count, seed, weights: as in `VolumeDraws`.
         dense: the targets.
         slices: slices a sample, all of one case and plane.
+        masked: gives the order instead of the targets.
     """
 
     def __init__(
@@ -162,12 +163,13 @@ class SliceDraws(_Draws):
         slices: int = 8,
         seed: int = 0,
         weights: np.ndarray | None = None,
+        masked: bool = False,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.dense, self.slices = dense, slices
+        self.dense, self.slices, self.masked = dense, slices, masked
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """ "slices" float32 [S, 1, H, W], "order" float32 [S, h, w] of random numbers, and `DenseTargets.of`."""
+        """{"slices": float32 [S, 1, H, W]} and `DenseTargets.of`, or {"order": float32 [S, h, w], random}."""
         case, rng = self._start(index)
         plane = pick_plane(self.augmentation, case.task, rng)
         depth = len(case.region(plane, self.grid).positions[0])
@@ -176,6 +178,8 @@ class SliceDraws(_Draws):
         spread = np.where(near, depth / 5, depth / 2)
         slices = (depth - 1) / 2 + rng.uniform(-1, 1, self.slices) * spread
         sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask=True)
-        targets = self.dense.of(case, sample)
-        order = torch.from_numpy(rng.random(targets["patches"].shape, dtype=np.float32))
-        return {"slices": sample.volume[:, None], "order": order, **targets}
+        found = {"slices": sample.volume[:, None]}
+        if not self.masked:
+            return {**found, **self.dense.of(case, sample)}
+        patches = (self.slices, *(size // self.dense.patch for size in sample.volume.shape[1:]))
+        return {**found, "order": torch.from_numpy(rng.random(patches, dtype=np.float32))}

@@ -17,7 +17,7 @@ from mst.models.base import ScanClassifier
 from mst.preprocess import AXES
 from mst.saliency import explain
 from mst.saliency.metrics import saliency_metrics
-from mst.statistics import auc
+from mst.statistics import auc, brier_score, fit_temperature, with_temperature
 from mst.training.cases import LoadedCase
 
 OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
@@ -119,6 +119,30 @@ def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str])
             float(roc_auc_score(*_column(labelled, "diameter_mm", classes))), 4
         )
     return found
+
+
+def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str]) -> dict[str, float]:
+    """The temperature that the held-out predictions ask for, and what it gains.
+
+    Returns:
+        "temperature" from all folds; "brier" with, for each fold, the temperature of the other folds, so that no case
+        is judged by a temperature that it helped to choose; "brier_uncalibrated".
+    """
+    pairs = [
+        _column([row for row in fold if row["label"] in (classes[0], classes[-1])], "probability", classes)
+        for fold in folds
+    ]
+    truth, scores = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    calibrated = []
+    for k, (_, held_out) in enumerate(pairs):
+        others = [pair for i, pair in enumerate(pairs) if i != k] or pairs
+        temperature = fit_temperature(*(np.concatenate(parts) for parts in zip(*others, strict=True)))
+        calibrated.append(with_temperature(held_out, temperature))
+    return {
+        "temperature": round(fit_temperature(truth, scores), 3),
+        "brier": round(brier_score(truth, np.concatenate(calibrated)), 4),
+        "brier_uncalibrated": round(brier_score(truth, scores), 4),
+    }
 
 
 def _column(

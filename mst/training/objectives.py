@@ -108,7 +108,7 @@ class MaskedPretraining(nn.Module):
         self.first_patch = 1 + registers(self.encoder)
         self.pixel_head = nn.Linear(int(self.encoder.config.hidden_size), self.patch**2)
 
-    def forward(self, slices: Tensor, order: Tensor, **_: Tensor) -> Tensor:
+    def forward(self, slices: Tensor, order: Tensor) -> Tensor:
         """The loss, a scalar.
 
         Args:

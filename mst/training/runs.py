@@ -35,7 +35,7 @@ from mst.training.augment import Augmentation
 from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
 from mst.training.datasets import DenseTargets, SliceDraws, VolumeDraws, label_weights
-from mst.training.evaluate import predict_cases, read_rows, summarise, write_rows
+from mst.training.evaluate import calibration, predict_cases, read_rows, summarise, write_rows
 from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
 from mst.training.trainer import fit
 
@@ -254,6 +254,7 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
         slices=config.get("slices", 8),
         seed=seed,
         weights=weights,
+        masked=isinstance(model, MaskedPretraining),
     )
     log = fit(model, samples, folder, training, seed)
     staging = folder / (ENCODER + ".writing")
@@ -364,7 +365,10 @@ def publish(
     if all(file.is_file() for file in files):
         for k in range(study.folds):
             study.folder(config, f"fold-{k}")  # the folds must come from these very settings and cases
-        metrics = summarise([read_rows(file) for file in files], study.task.classes)
+        folds = [read_rows(file) for file in files]
+        metrics = summarise(folds, study.task.classes)
+        metrics["calibration"] = calibration(folds, study.task.classes)
+        model.set_temperature(metrics["calibration"]["temperature"])
         metrics["protocol"] = (
             f"{study.folds}-fold cross-validation by patient, pooled over held-out cases; what trains on real cases is "
             "repeated in each fold with a fixed schedule"

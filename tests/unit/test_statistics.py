@@ -12,10 +12,12 @@ from mst.statistics import (
     calibration_curve,
     delong,
     delong_test,
+    fit_temperature,
     mcnemar_test,
     operating_point,
     proportion_ci95,
     wilcoxon_test,
+    with_temperature,
     youden_point,
 )
 
@@ -177,6 +179,18 @@ def test_calibration_and_brier_are_scikit_learns() -> None:
     assert [point.predicted for point in curve] == pytest.approx(predicted)
     assert brier_score(truth, probability) == pytest.approx(brier_score_loss(truth, probability))
     assert len(calibration_curve(truth[:12], probability[:12])) == 2
+
+
+def test_a_temperature_makes_overconfident_probabilities_honest() -> None:
+    rng = np.random.default_rng(0)
+    honest = rng.uniform(0.02, 0.98, 4000)
+    truth = rng.random(4000) < honest
+    bold = with_temperature(honest, 1 / 3)
+    assert fit_temperature(truth, bold) == pytest.approx(3, rel=0.1)
+    assert with_temperature(bold, 3) == pytest.approx(honest)
+    assert with_temperature(np.array([0.0, 1.0]), 2) == pytest.approx([0, 1], abs=1e-5)
+    # Of predictions that are never wrong the bound is the answer, not infinity.
+    assert fit_temperature(np.array([True, False]), np.array([0.9, 0.1])) == pytest.approx(0.1, rel=0.01)
 
 
 def test_a_proportions_interval_is_wilsons() -> None:

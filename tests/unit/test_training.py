@@ -147,6 +147,7 @@ def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -
     assert model.grid == GRID
     metrics = json.loads((configs / "out" / "metrics.json").read_text())
     assert metrics["n_benign"] == metrics["n_malignant"] == 4
+    assert model.temperature == metrics["calibration"]["temperature"] != 1
     assert metrics["auc_ci95"][0] <= metrics["auc"] <= metrics["auc_ci95"][1]
     assert "cross-validation by patient" in metrics["protocol"]
     card = (configs / "out" / "README.md").read_text()
