@@ -31,7 +31,8 @@ class Augmentation:
     """What is varied, and how far.
 
     Attributes:
-        shift_mm: the centre moves up to this far along each axis, as a click does.
+        shift_mm: the centre moves up to this far along each axis, as a click does; one number, or three for
+            (slices, rows, columns).
         zoom: smallest and largest magnification.
         rotate_deg: largest turn within the slice's plane; the slices themselves stay slices.
         flip: whether each of the three axes is flipped half of the time.
@@ -41,9 +42,10 @@ class Augmentation:
         noise, shift, scale: Gaussian noise's standard deviation, largest shift and largest relative change of
             the normalised intensities (-1..1).
         smooth: how often a sample is blurred, like a softer reconstruction kernel.
+        invert: how often the normalised intensities, and what lies beyond the scan, change their sign.
     """
 
-    shift_mm: float = 10.0
+    shift_mm: float | tuple[float, float, float] = 10.0
     zoom: tuple[float, float] = (0.85, 1.2)
     rotate_deg: float = 180.0
     flip: bool = True
@@ -53,13 +55,14 @@ class Augmentation:
     shift: float = 0.05
     scale: float = 0.1
     smooth: float = 0.2
+    invert: float = 0.0
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | None) -> Augmentation:
         """From a config's `augment`.
 
         Raises:
-            ValueError: a setting that there is none of.
+            ValueError: a setting that there is none of, or a value that is of no use for it.
         """
         known = {f.name for f in fields(cls)}
         if unknown := set(config or {}) - known:
@@ -69,6 +72,13 @@ class Augmentation:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in (config or {}).items()
         }
+        for key, value in settings.items():
+            several = {"zoom": (2,), "shift_mm": (1, 3)}.get(key, (1,))
+            numbers = value if isinstance(value, tuple) else (value,)
+            if len(numbers) not in several or not all(isinstance(n, int | float) for n in numbers):
+                raise ValueError(
+                    f"augment.{key} is {value!r}, not {' or '.join(map(str, several))} number(s)"
+                )
         return cls(**settings)
 
     def intensity(self) -> Compose:
@@ -130,7 +140,8 @@ def draw(
     spacing = [case.scan.spacing[axis] for axis, _ in AXES[plane]]
     zoom = float(rng.uniform(*augmentation.zoom))
     angle = float(np.deg2rad(rng.uniform(-augmentation.rotate_deg, augmentation.rotate_deg)))
-    shift_mm = rng.uniform(-augmentation.shift_mm, augmentation.shift_mm, size=3)
+    reach = np.asarray(augmentation.shift_mm)
+    shift_mm = rng.uniform(-reach, reach, size=3)
     flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
     index = sample_positions(region, spacing, zoom, angle, shift_mm, flips, slices)
     mirrored = rng.random() < augmentation.continue_edges
@@ -148,6 +159,9 @@ def draw(
     values = torch.as_tensor(intensity(values[None]))[0]
     if task.normalisation == "clamp":
         values = values.clamp(-1, 1)
+    # Nothing is drawn where nothing is inverted: the samples of older runs stay what they were.
+    if augmentation.invert and rng.random() < augmentation.invert:
+        values, outside = -values, -outside
     values = torch.where(inside, values, outside)
     padding = ~inside_slices(index, case.volume(region).shape[0], mirrored)
     mask = lookup(case.mask_volume(plane), index, mirrored=False, fill=True)[0] if with_mask else None
