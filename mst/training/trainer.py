@@ -320,18 +320,18 @@ def _load_best(model: nn.Module, folder: Path, step: int | None) -> None:
 def _gradient_checkpoints(model: nn.Module, settings: TrainingSettings) -> Iterator[None]:
     """Lets the encoder recompute its activations during the block, where the settings ask for it."""
     encoder: Any = getattr(model, "encoder", None)
-    dinov2 = hasattr(encoder, "gradient_checkpointing_enable")
+    dinov2 = hasattr(encoder, "activation_checkpointing_enable")
     for name in ("checkpoint_gradients", "layer_decay"):
         if getattr(settings, name) and not dinov2:
             raise TrainingError(f"training.{name} is for models with a DINOv2 encoder; this one has none.")
     if not settings.checkpoint_gradients:
         yield
         return
-    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    encoder.activation_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
-        encoder.gradient_checkpointing_disable()
+        encoder.activation_checkpointing_disable()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

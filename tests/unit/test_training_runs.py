@@ -329,10 +329,10 @@ def test_the_log_goes_to_weights_and_biases(data: Path, tmp_path: Path, monkeypa
 
 PUSH = """
 import json, os, sys, train
-answers = []
-for token, more in json.loads(sys.argv[1]):
-    os.environ["HF_TOKEN"] = token
-    print(json.dumps(train.main(sys.argv[2:] + more)), flush=True)
+from huggingface_hub import constants
+for token, endpoint, more in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"], constants.ENDPOINT = token, endpoint
+    print("status", train.main(sys.argv[2:] + more), flush=True)
 """
 
 
@@ -340,41 +340,33 @@ def test_a_checkpoint_is_pushed_with_its_card(data: Path, tmp_path: Path) -> Non
     config = write_config(tmp_path / "resnet.yaml", RESNET)
     out = tmp_path / "out"
     arguments = [str(config), "--data", str(data), "--out", str(out), "--runs", str(tmp_path / "runs")]
+    push, nobody = ["--push-to-hub", "me/nodules"], "http://127.0.0.1:9"  # nothing listens there
     with FakeHub() as hub:
         hub.bad_tokens.add("hf_old")
         attempts = [
-            ["", ["--push-to-hub", "me/nodules"]],  # trains, and is told that a token is missing
-            ["hf_old", ["--push-to-hub", "me/nodules"]],
-            ["hf_mine", ["--push-to-hub", "me/nodules"]],
-            ["hf_mine", ["--push-to-hub", "me/open", "--public"]],
-            ["hf_mine", ["--push-to-hub", "no name"]],
+            ["", hub.url, push],  # trains, and is told that a token is missing
+            ["hf_old", hub.url, push],
+            ["hf_mine", nobody, push],
+            ["hf_mine", hub.url, push],
+            ["hf_mine", hub.url, ["--push-to-hub", "me/open", "--public"]],
+            ["hf_mine", hub.url, ["--push-to-hub", "no name"]],
         ]
-        done = _command(
-            "-c", PUSH, json.dumps(attempts), *arguments, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home")
-        )
-        assert done.returncode == 0, done.stderr
-        assert [line for line in done.stdout.splitlines() if line in "0123"] == ["2", "2", "0", "0", "2"]
+        home = str(tmp_path / "home")
+        done = _command("-c", PUSH, json.dumps(attempts), *arguments, HF_ENDPOINT=hub.url, HF_HOME=home)
+        statuses = [line[-1] for line in done.stdout.splitlines() if line.startswith("status")]
+        assert statuses == ["2", "2", "2", "0", "0", "2"], done.stderr
         assert hub.private == {"me/nodules": True, "me/open": False}
         names = ["README.md", "config.json", "metrics.json", "model.safetensors"]
         assert sorted(set(hub.files["me/nodules"]) - {".gitattributes"}) == names
         for name in names:
             assert hub.files["me/nodules"][name] == (out / name).read_bytes()
     told = [line for line in done.stderr.splitlines() if "push" in line or "repository" in line]
+    assert len(told) == 4
+    assert all("is complete, but was not pushed to me/nodules" in line for line in told[:3])
     assert "no access token is at hand" in told[0]
     assert "the hub does not accept the access token" in told[1]
-    assert all("is complete, but was not pushed to me/nodules" in line for line in told[:2])
-    assert told[2] == "'no name' is no repository on the hub; write owner/name."
+    assert "there is no connection to the hub" in told[2]
+    assert told[3] == "'no name' is no repository on the hub; write owner/name."
     assert "Traceback" not in done.stderr
     assert done.stdout.count("step 4 of 4") == 1  # nothing was trained twice
     load_model(out)
-    # Without a network: nothing listens at port 9 of this machine.
-    done = _command(
-        "-c",
-        PUSH,
-        json.dumps([["hf_mine", ["--push-to-hub", "me/nodules"]]]),
-        *arguments,
-        HF_ENDPOINT="http://127.0.0.1:9",
-        HF_HOME=str(tmp_path / "home"),
-    )
-    assert done.stdout.splitlines()[-1] == "2"
-    assert "there is no connection to the hub" in done.stderr.splitlines()[-1]
