@@ -247,7 +247,7 @@ def _arguments(model: nn.Module, folder: Path, settings: TrainingSettings, seed:
     if settings.batch % together:
         raise TrainingError(
             f"training.batch is {settings.batch} and cannot be shared by {together} processes alike: choose a "
-            f"multiple of {together} (training.batch=...) or start other numbers of processes."
+            f"multiple of {together} (training.batch=...) or start another number of processes."
         )
     if settings.fp16 and not torch.cuda.is_available():
         raise TrainingError(
