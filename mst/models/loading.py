@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,17 +220,27 @@ def save_model(model: ScanClassifier, folder: str | Path) -> Path:
     """Writes config.json and model.safetensors into a folder whole or not at all, and returns it.
 
     Other files in the folder (the model card, metrics.json) are left as they are.
+
+    Raises:
+        CheckpointError: it cannot be written, on a full disk for one; a checkpoint that was there before is whole.
     """
     folder = Path(folder)
     staging = folder.with_name(folder.name + WRITING)
-    staging.mkdir(parents=True, exist_ok=True)
-    # An empty card stops the mixin from writing a generic one; the training writes the real card.
-    (staging / "README.md").touch()
-    with torch.no_grad():
-        model.save_pretrained(staging)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, CONFIG):
-        (staging / name).replace(folder / name)
-    (staging / "README.md").unlink()
-    staging.rmdir()
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        # An empty card stops the mixin from writing a generic one; the training writes the real card.
+        (staging / "README.md").touch()
+        with torch.no_grad():
+            model.save_pretrained(staging)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, CONFIG):
+            (staging / name).replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise CheckpointError(
+            f"{folder} could not be written ({reason}). Make room, or check the folder's permissions, and try again; "
+            "a checkpoint that was there before is as it was."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return folder

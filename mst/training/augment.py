@@ -31,35 +31,41 @@ class Augmentation:
     """What is varied, and how far.
 
     Attributes:
-        shift_mm: the centre moves up to this far along each axis, as a click does.
+        shift_mm: the centre moves up to this far along each axis, as a click does; one number, or three for
+            (slices, rows, columns).
         zoom: smallest and largest magnification.
         rotate_deg: largest turn within the slice's plane; the slices themselves stay slices.
         flip: whether each of the three axes is flipped half of the time.
         other_planes: how often the slices run along another plane than the study's.
         continue_edges: how often tissue goes on (mirrored) beyond the scan's border. A crop's border is an
             artefact that a whole scan does not have, so the model must not come to rely on it.
+        crop_mm: where tissue does not go on, the scan ends at a cube of this edge round the case's centre, as if only
+            that had been stored; None: where it really ends. A model that never saw a border looks at it first.
         noise, shift, scale: Gaussian noise's standard deviation, largest shift and largest relative change of
             the normalised intensities (-1..1).
         smooth: how often a sample is blurred, like a softer reconstruction kernel.
+        invert: how often the normalised intensities, and what lies beyond the scan, change their sign.
     """
 
-    shift_mm: float = 10.0
+    shift_mm: float | tuple[float, float, float] = 10.0
     zoom: tuple[float, float] = (0.85, 1.2)
     rotate_deg: float = 180.0
     flip: bool = True
     other_planes: float = 0.3
     continue_edges: float = 0.5
+    crop_mm: float | None = None
     noise: float = 0.03
     shift: float = 0.05
     scale: float = 0.1
     smooth: float = 0.2
+    invert: float = 0.0
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | None) -> Augmentation:
         """From a config's `augment`.
 
         Raises:
-            ValueError: a setting that there is none of.
+            ValueError: a setting that there is none of, or a value that is of no use for it.
         """
         known = {f.name for f in fields(cls)}
         if unknown := set(config or {}) - known:
@@ -69,6 +75,15 @@ class Augmentation:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in (config or {}).items()
         }
+        for key, value in settings.items():
+            if value is None and key == "crop_mm":
+                continue
+            several = {"zoom": (2,), "shift_mm": (1, 3)}.get(key, (1,))
+            numbers = value if isinstance(value, tuple) else (value,)
+            if len(numbers) not in several or not all(isinstance(n, int | float) for n in numbers):
+                raise ValueError(
+                    f"augment.{key} is {value!r}, not {' or '.join(map(str, several))} number(s)"
+                )
         return cls(**settings)
 
     def intensity(self) -> Compose:
@@ -130,11 +145,16 @@ def draw(
     spacing = [case.scan.spacing[axis] for axis, _ in AXES[plane]]
     zoom = float(rng.uniform(*augmentation.zoom))
     angle = float(np.deg2rad(rng.uniform(-augmentation.rotate_deg, augmentation.rotate_deg)))
-    shift_mm = rng.uniform(-augmentation.shift_mm, augmentation.shift_mm, size=3)
+    reach = np.asarray(augmentation.shift_mm)
+    shift_mm = rng.uniform(-reach, reach, size=3)
     flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
     index = sample_positions(region, spacing, zoom, angle, shift_mm, flips, slices)
     mirrored = rng.random() < augmentation.continue_edges
     values, inside = lookup(case.volume(region), index, mirrored)
+    padding = ~inside_slices(index, case.volume(region).shape[0], mirrored)
+    if augmentation.crop_mm and not mirrored:
+        kept = _within(index, region, spacing, augmentation.crop_mm / 2)
+        inside, padding = inside & kept.all(dim=-1), padding | ~kept[:, 0, 0, 0]
     task = case.task
     if task.normalisation == "clamp":
         assert task.clamp is not None
@@ -148,8 +168,10 @@ def draw(
     values = torch.as_tensor(intensity(values[None]))[0]
     if task.normalisation == "clamp":
         values = values.clamp(-1, 1)
+    # Nothing is drawn where nothing is inverted: the samples of older runs stay what they were.
+    if augmentation.invert and rng.random() < augmentation.invert:
+        values, outside = -values, -outside
     values = torch.where(inside, values, outside)
-    padding = ~inside_slices(index, case.volume(region).shape[0], mirrored)
     mask = lookup(case.mask_volume(plane), index, mirrored=False, fill=True)[0] if with_mask else None
     return Sample(values.contiguous(), padding, mask, zoom)
 
@@ -209,6 +231,12 @@ def lookup(volume: Tensor, index: Tensor, mirrored: bool, fill: bool = False) ->
     )
     inside = ((index >= -0.5) & (index <= size - 0.5)).all(dim=-1)
     return values[0, 0], torch.ones_like(inside) if mirrored else inside
+
+
+def _within(index: Tensor, region: Region, spacing: list[float], reach_mm: float) -> Tensor:
+    """bool [D, H, W, 3]: which indices lie at most so far from the region's middle, along each axis."""
+    middle = torch.tensor([float(p[0] + p[-1]) / 2 for p in region.positions])
+    return (index - middle).abs() * torch.tensor(spacing, dtype=torch.float32) <= reach_mm
 
 
 def inside_slices(index: Tensor, count: int, mirrored: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,23 +35,25 @@ class LoadedCase:
     def __init__(self, case: Case, task: Task) -> None:
         self.case = case
         self.task = task
-        self.scan: Scan = read_scan(case.image).canonical()
+        self.scan: Scan = _read(case.image, case).canonical()
         self.mask: np.ndarray | None = None
         self.center = self.scan.center
         self._volumes: dict[tuple[Plane, tuple[float, ...]], Tensor] = {}
         self._masks: dict[Plane, Tensor] = {}
         if case.mask is not None:
-            mask = read_scan(case.mask).canonical()
+            mask = _read(case.mask, case).canonical()
             if mask.shape != self.scan.shape:
+                sizes = [" x ".join(map(str, scan.shape)) for scan in (mask, self.scan)]
                 raise ManifestError(
-                    f"{case.source}: the mask has {mask.shape} voxels and the image {self.scan.shape}."
+                    f"{case.source}: the mask {case.mask.name} has {sizes[0]} voxels, but the image "
+                    f"{case.image.name} has {sizes[1]}."
                 )
             self.mask = mask.voxels > 0.5
             if not self.mask.any():
-                raise ManifestError(f"{case.source}: the mask is empty.")
+                raise ManifestError(f"{case.source}: the mask {case.mask.name} is empty.")
             self.center = mask_centroid(self.mask, self.scan)
         if case.center is not None:
-            self.center = np.array(case.center)
+            self.center = np.asarray(case.center, dtype=float)
 
     @cached_property
     def diameter_mm(self) -> float | None:
@@ -109,16 +112,15 @@ def load_cases(cases: Sequence[Case], task: Task) -> list[LoadedCase]:
     Raises:
         ManifestError: a file that cannot be read, or a mask that does not fit; the message names the row.
     """
-    loaded = []
-    for case in cases:
-        try:
-            loaded.append(LoadedCase(case, task))
-        except ManifestError:
-            raise
-        except (OSError, ValueError) as error:
-            text = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ManifestError(f"{case.source}: {case.image.name} cannot be read ({text}).") from error
-    return loaded
+    return [LoadedCase(case, task) for case in cases]
+
+
+def _read(file: Path, case: Case) -> Scan:
+    try:
+        return read_scan(file)
+    except (OSError, ValueError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ManifestError(f"{case.source}: {file.name} cannot be read ({text}).") from error
 
 
 def split(cases: Sequence[Case], folds: int, fold: int, seed: int) -> tuple[list[int], list[int]]:

@@ -143,6 +143,35 @@ class VolumeDraws(_Draws):
         return {**found, "probability": target, **self.dense.of(case, sample)}
 
 
+class ValidationVolumes(Dataset):
+    """Volumes as the dashboard prepares them, unvaried, for early stopping; cases of no class are left out.
+
+    Args:
+        cases: cases that the training does not see.
+        grid: the model's grid.
+    """
+
+    def __init__(self, cases: list[LoadedCase], grid: dict[str, Any]) -> None:
+        self.cases = [
+            case for case in cases if case.case.label in (case.task.classes[0], case.task.classes[-1])
+        ]
+        self.grid = grid
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar, 1: the last class}."""
+        case = self.cases[index]
+        given = case.prepare(self.grid)
+        padding = torch.zeros(given.volume.shape[2], dtype=torch.bool)
+        return {
+            "volume": given.volume[0],
+            "padding_mask": padding if given.padding_mask is None else given.padding_mask[0],
+            "target": torch.tensor(float(case.case.label == case.task.classes[-1])),
+        }
+
+
 class SliceDraws(_Draws):
     """Slices for the encoder, with dense targets or with an order in which patches are hidden.
 

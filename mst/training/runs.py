@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import set_seed
 
@@ -31,22 +31,20 @@ from mst.models.encoders import EncoderError, hub_encoder
 from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
 from mst.models.slice_transformer import SliceTransformer
 from mst.tasks import get_task
+from mst.training import processes
 from mst.training.augment import Augmentation
 from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
-from mst.training.datasets import DenseTargets, SliceDraws, VolumeDraws, label_weights
+from mst.training.datasets import DenseTargets, SliceDraws, ValidationVolumes, VolumeDraws, label_weights
 from mst.training.evaluate import calibration, predict_cases, read_rows, summarise, write_rows
 from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
-from mst.training.trainer import fit
+from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
+from mst.training.trainer import best_evaluation, fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
 ALL, SIMULATED = "all", "simulated"
 Config = dict[str, Any]
-
-
-class TrainingError(ValueError):
-    """A run that cannot go on; the message says what to do."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -57,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: such as "training.steps=100" or "pretraining.training.steps=50"; values are YAML.
 
     Raises:
-        TrainingError: no such file, or an override that is not key=value or names no setting.
+        TrainingError: no such file, an override that is not key=value, or a setting that there is none of.
     """
     path = CONFIGS / "chest-ct.yaml" if str(path) == "all" else Path(path)
     try:
@@ -82,6 +80,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not separator or not isinstance(section, dict):
             raise TrainingError(f"{override!r} is no setting; write key=value, such as training.steps=100.")
         section[last] = yaml.safe_load(value)
+    check_config(config)
     return config
 
 
@@ -112,13 +111,14 @@ class Study:
     def training_cases(self, config: Config, part: str) -> tuple[list[LoadedCase], np.ndarray]:
         """What a config trains on in a part, and how often each case is drawn (to a common factor).
 
-        The config's `shares` say how much of what is drawn is real and how much simulated.
+        The config's `shares` say how much of what is drawn is real and how much simulated. With early stopping,
+        the real cases that it holds out are not among them.
         """
         shares = {"real": 1.0, "simulated": 0.0} | config.get("shares", {})
         cases: list[LoadedCase] = []
         weights = np.zeros(0)
         if shares["real"] > 0:
-            cases = self.part_cases(part)[0]
+            cases = self.stopping_cases(config, part)[0]
             each = label_weights(cases) if config.get("balanced", False) else np.ones(len(cases))
             weights = shares["real"] * each / each.sum()
         if shares["simulated"] > 0:
@@ -126,6 +126,18 @@ class Study:
             cases = cases + more
             weights = np.concatenate([weights, np.full(len(more), shares["simulated"] / len(more))])
         return cases, weights
+
+    def stopping_cases(self, config: Config, part: str) -> tuple[list[LoadedCase], list[LoadedCase]]:
+        """Real cases of a part to train on, and those that early stopping holds out from them.
+
+        The second are the first of its inner folds, by patient; none without early stopping.
+        """
+        cases = self.part_cases(part)[0]
+        stopping = TrainingSettings.from_config(config["training"]).early_stopping
+        if stopping is None:
+            return cases, []
+        training, validation = split([case.case for case in cases], stopping.folds, 0, self.seed)
+        return [cases[i] for i in training], [cases[i] for i in validation]
 
     def simulated_cases(self, settings: dict[str, Any]) -> list[Case]:
         """The simulated cases, made when they are first asked for.
@@ -137,6 +149,11 @@ class Study:
         """
         real = _digest([case.name for case in self.cases])[:8]
         folder = self.runs / f"simulated-{settings['cases']}-{settings.get('seed', 0)}-{real}"
+        with processes.main_first():
+            self._simulate(folder, settings)
+        return read_manifest(folder, self.task.classes)
+
+    def _simulate(self, folder: Path, settings: dict[str, Any]) -> None:
         if not (folder / "cases.csv").is_file():
             try:
                 outlines = read_outlines()
@@ -157,7 +174,6 @@ class Study:
                     print(f"  {done} of {count} ({time.monotonic() - start:.0f} s)", flush=True)
 
             write_simulated(folder, settings["cases"], outlines, settings.get("seed", 0), told)
-        return read_manifest(folder, self.task.classes)
 
     def _load(self, cases: list[Case]) -> list[LoadedCase]:
         new = [case for case in cases if case.name not in self._loaded]
@@ -184,7 +200,8 @@ class Study:
                 f"{config['name']}/{part} was begun with other settings or cases. Delete that folder in "
                 f"{self.runs.name}/, or name this run otherwise (name=...)."
             )
-        _write_json(wanted, settings)
+        if processes.is_main():
+            _write_json(wanted, settings)
         return folder, (folder / DONE).is_file()
 
 
@@ -195,7 +212,7 @@ def run(
     runs: str | Path = "runs",
     parts: Sequence[str] | None = None,
     command: str = "",
-) -> None:
+) -> list[Path]:
     """Trains what a config says.
 
     Args:
@@ -204,7 +221,15 @@ def run(
         parts: "all" and "fold-0", ...; None: the folds, where the config says `cross_validate: true`, then
             "all". A checkpoint is written by "all" alone.
         command: how it was started, for metrics.json.
+
+    Returns:
+        the checkpoint folders that were written.
+
+    Raises:
+        ManifestError, TrainingError: the data or a setting cannot be used; the message says which and why.
     """
+    if not (data or config.get("data")):
+        raise TrainingError(f"{config['file']} names no data; give a manifest with --data.")
     study = Study(data or config["data"], config, runs)
     if config["kind"] == "study":
         steps, base = config["steps"], Path(out) if out else Path("checkpoints")
@@ -214,6 +239,10 @@ def run(
         cross_validate = config.get("cross_validate", False)
     if parts is None:
         parts = [*(f"fold-{k}" for k in range(study.folds) if cross_validate), ALL]
+    known = [ALL, *(f"fold-{k}" for k in range(study.folds))]
+    if unknown := set(parts) - set(known):
+        raise TrainingError(f"There is no part {', '.join(sorted(unknown))}; choose of {', '.join(known)}.")
+    written = []
     for part in parts:
         for step in steps:
             if step["kind"] == "encoder":
@@ -222,7 +251,10 @@ def run(
             model = train_classifier(study, step, part)
             if part == ALL:
                 target = base / step["name"] if base else Path(out or Path("checkpoints") / step["name"])
-                publish(study, step, model, target, command)
+                if processes.is_main():
+                    publish(study, step, model, target, command)
+                written.append(target)
+    return written
 
 
 def train_encoder(study: Study, config: Config, part: str) -> Path:
@@ -249,7 +281,7 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
         cases,
         config["grid"],
         Augmentation.from_config(config.get("augment")),
-        training["steps"] * training["batch"],
+        TrainingSettings.from_config(training).samples,
         DenseTargets(config["encoder"]["patch_size"], ratings),
         slices=config.get("slices", 8),
         seed=seed,
@@ -257,10 +289,11 @@ def train_encoder(study: Study, config: Config, part: str) -> Path:
         masked=isinstance(model, MaskedPretraining),
     )
     log = fit(model, samples, folder, training, seed)
-    staging = folder / (ENCODER + ".writing")
-    save_file({key: value.contiguous() for key, value in model.encoder.state_dict().items()}, staging)
-    staging.replace(folder / ENCODER)
-    _write_json({"log": log}, folder / DONE)
+    if processes.is_main():
+        weights_file = save({key: value.contiguous() for key, value in model.encoder.state_dict().items()})
+        write_whole(folder / ENCODER, weights_file)
+        _write_json({"log": log}, folder / DONE)
+    processes.wait()
     return folder / ENCODER
 
 
@@ -294,17 +327,28 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         cases,
         model.grid,
         Augmentation.from_config(config.get("augment")),
-        training["steps"] * training["batch"],
+        TrainingSettings.from_config(training).samples,
         seed=seed,
         weights=weights,
         keep_slices=config.get("keep_slices"),
         dense=dense,
     )
-    log = fit(trained, samples, folder, training, seed)
+    held_out = study.stopping_cases(config, part)[1]
+    log = fit(
+        trained,
+        samples,
+        folder,
+        training,
+        seed,
+        ValidationVolumes(held_out, model.grid) if held_out else None,
+    )
     model = model.cpu().eval()
-    save_model(model, folder / "model")
+    if processes.is_main():
+        save_model(model, folder / "model")
     _evaluate(study, model, part, folder)
-    _write_json({"log": log}, folder / DONE)
+    if processes.is_main():
+        _write_json({"log": log}, folder / DONE)
+    processes.wait()
     return model
 
 
@@ -314,7 +358,7 @@ def _evaluate(study: Study, model: ScanClassifier, part: str, folder: Path) -> N
     For a run on simulated cases alone these are all real cases.
     """
     held_out = study.part_cases(ALL)[0] if folder.name == SIMULATED else study.part_cases(part)[1]
-    if held_out and not (folder / PREDICTIONS).is_file():
+    if processes.is_main() and held_out and not (folder / PREDICTIONS).is_file():
         rows = predict_cases(model, held_out)
         write_rows(rows, folder / PREDICTIONS)
         print(json.dumps(summarise([rows], study.task.classes)), flush=True)
@@ -357,7 +401,8 @@ def publish(
     Without all folds there is no figure for it: the cases it was trained on cannot test it.
     """
     files = [study.runs / config["name"] / f"fold-{k}" / PREDICTIONS for k in range(study.folds)]
-    labels = [case.label for case in study.cases]
+    stopping = TrainingSettings.from_config(config["training"]).early_stopping
+    labels = [case.case.label for case in study.stopping_cases(config, ALL)[0]]
     metrics: dict[str, Any] = {
         "auc": None,
         "protocol": "not evaluated: trained on all cases, and no cross-validation was run",
@@ -369,9 +414,14 @@ def publish(
         metrics = summarise(folds, study.task.classes)
         metrics["calibration"] = calibration(folds, study.task.classes)
         model.set_temperature(metrics["calibration"]["temperature"])
+        how = (
+            "with a fixed schedule"
+            if stopping is None
+            else f"and stopped by the AUC on one of {stopping.folds} parts, by patient, of the fold's training cases"
+        )
         metrics["protocol"] = (
             f"{study.folds}-fold cross-validation by patient, pooled over held-out cases; what trains on real cases is "
-            "repeated in each fold with a fixed schedule"
+            f"repeated in each fold {how}"
             + (
                 ", what trains on simulated ones alone is shared by all folds"
                 if _sees_simulated(config)
@@ -385,6 +435,8 @@ def publish(
     if before.get("kind") == "classifier" and alone.is_file():
         found = summarise([read_rows(alone)], study.task.classes)
         metrics["simulated_alone"] = {"auc": found["auc"], "auc_ci95": found["auc_ci95"]}
+    if stopping and (best := best_evaluation(_read_log(study.runs / config["name"] / ALL))):
+        metrics["early_stopping"] = {"step": best[0], "validation_auc": round(best[1], 4)}
     metrics |= {
         "n_trained_on": len(labels),
         "labels_trained_on": {label: labels.count(label) for label in sorted(set(labels))},
@@ -416,8 +468,12 @@ def _relevant(config: Config) -> Config:
     if kept.get("pretraining"):
         kept["pretraining"] = _relevant(kept["pretraining"])
     if "training" in kept:
-        kept["training"] = {k: v for k, v in kept["training"].items() if k not in ("save_every", "log_every")}
+        kept["training"] = {k: v for k, v in kept["training"].items() if k not in IDLE}
     return json.loads(json.dumps(kept))
+
+
+def _read_log(folder: Path) -> list[dict]:
+    return json.loads((folder / DONE).read_text(encoding="utf-8"))["log"]
 
 
 def _write_json(value: Any, path: Path) -> None:

@@ -121,11 +121,23 @@ def test_the_manifests_centre_goes_before_the_masks(data: Path) -> None:
 
 def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, 0, 0, 0, 0)
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, 0, 0, 0, 0)
     sample = VolumeDraws([case], GRID, still, 1)[0]
     given = case.prepare(GRID).volume[0]
     # The model's input is smoothed where the grid is coarser than the scan; a sample is not.
     assert np.corrcoef(sample["volume"].ravel(), given.ravel())[0, 1] > 0.97
+
+
+def test_a_sample_may_end_where_a_crop_would(data: Path) -> None:
+    case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, 21.0, 0, 0, 0, 0)
+    sample = VolumeDraws([case], GRID, still, 1)[0]  # 8 slices at 4 mm, 24 rows and columns at 2 mm
+    whole = VolumeDraws([case], GRID, replace(still, crop_mm=None), 1)[0]
+    assert sample["padding_mask"].tolist() == [True, False, False, False, False, False, False, True]
+    inside = torch.zeros(24, 24, dtype=torch.bool)
+    inside[7:17, 7:17] = True  # up to 9 mm off; the next ones are 11 mm off
+    assert (sample["volume"][0, 4][~inside] == -1).all()
+    assert torch.equal(sample["volume"][0, 4][inside], whole["volume"][0, 4][inside])
 
 
 def test_samples_depend_on_their_number_alone(data: Path) -> None:

@@ -1,0 +1,220 @@
+"""What a config's `training:` section may say, checked before anything is read or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from mst.tasks import get_task
+from mst.training.augment import Augmentation
+
+# Settings that change how a run is watched, kept or computed, but not what is learnt (up to float noise): a run
+# may go on with others.
+IDLE = {"save_every", "log_every", "workers", "checkpoint_gradients", "tensorboard", "wandb"}
+SCHEDULES = ("cosine", "constant")
+
+
+class TrainingError(ValueError):
+    """A run that cannot begin or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stops when the AUC of cases held out from training grows no more, and keeps the weights of the best AUC.
+
+    Attributes:
+        every: steps between two evaluations. A checkpoint of the run is written at each.
+        patience: evaluations without a better AUC before training stops.
+        folds: one of so many folds, by patient, is held out from a run's training cases for it.
+        metric: what is watched; "auc" alone.
+    """
+
+    every: int
+    patience: int
+    folds: int = 5
+    metric: str = "auc"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """One run's optimisation.
+
+    Attributes:
+        steps: optimiser steps; with early stopping, the most.
+        batch: samples of one forward pass, over all processes together.
+        learning_rate: AdamW's, after the warm-up.
+        encoder_learning_rate: for the 2D encoder; None: the same.
+        layer_decay: the encoder's last layer has its full rate, each layer before it this much of the next one's,
+            and the embeddings that of a layer before the first (Clark et al., ELECTRA, arXiv 2003.10555);
+            None: all layers alike. DINOv2 encoders only.
+        weight_decay: AdamW's, for matrices and kernels.
+        schedule: of the rate: "cosine" down to zero, or "constant".
+        warmup: steps of linear increase.
+        clip_gradient: largest norm of a step's gradient; 0: not clipped.
+        accumulate: forward passes a step, so that a step sees batch * accumulate samples.
+        checkpoint_gradients: recompute the encoder's activations in the backward pass: less memory, more time.
+        bf16, fp16: mixed precision; fp16 needs a GPU.
+        early_stopping: see `EarlyStopping`; None: all steps are made and the last weights kept.
+        save_every: steps between two checkpoints of the run (early stopping has its own).
+        log_every: steps between two lines of the log.
+        workers: processes that cut out samples ahead of time; 0: the training process does it.
+        tensorboard: whether the log is also written for TensorBoard, into the run's folder.
+        wandb: project of Weights & Biases that the log is sent to; None: nothing is sent.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    encoder_learning_rate: float | None = None
+    layer_decay: float | None = None
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: int = 0
+    clip_gradient: float = 1.0
+    accumulate: int = 1
+    checkpoint_gradients: bool = False
+    bf16: bool = False
+    fp16: bool = False
+    early_stopping: EarlyStopping | None = None
+    save_every: int = 100
+    log_every: int = 20
+    workers: int = 0
+    tensorboard: bool = False
+    wandb: str | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples a run draws at most."""
+        return self.steps * self.batch * self.accumulate
+
+    @classmethod
+    def from_config(cls, section: Any) -> TrainingSettings:
+        """From a config's `training`.
+
+        Raises:
+            TrainingError: a setting that there is none of, one that is missing, or one of a wrong kind.
+        """
+        values = _read(section, "training", cls, _TRAINING)
+        if (stopping := values.get("early_stopping")) is not None:
+            name = "training.early_stopping"
+            values["early_stopping"] = EarlyStopping(**_read(stopping, name, EarlyStopping, _STOPPING))
+        if values.get("bf16") and values.get("fp16"):
+            raise TrainingError("training: bf16 and fp16 exclude each other.")
+        return cls(**values)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Checks what can be checked of a config, its pre-training and its steps without any data.
+
+    Raises:
+        TrainingError: the message names the file and the setting.
+    """
+    for inner in (config.get("pretraining"), *config.get("steps", [])):
+        if isinstance(inner, dict):
+            check_config(inner)
+    try:
+        get_task(config.get("task", ""))
+        if config["kind"] == "study":
+            return
+        if config["kind"] not in ("encoder", "classifier"):
+            raise TrainingError(f"the kind {config['kind']!r} is none of study, encoder or classifier.")
+        TrainingSettings.from_config(config.get("training"))
+        Augmentation.from_config(config.get("augment"))
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{config['file']}: {error}") from error
+
+
+def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
+    """The section's values, each checked; None stands for "not set" where that is the default."""
+    if not isinstance(section, dict):
+        raise TrainingError(f"{name} is {section!r}, not a list of settings.")
+    known = {field.name: field for field in fields(cls)}
+    if unknown := [str(key) for key in section if key not in known]:
+        raise TrainingError(
+            f"{name} has no setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+        )
+    needed = [key for key, field in known.items() if field.default is MISSING and section.get(key) is None]
+    if needed:
+        raise TrainingError(f"{name} lacks {', '.join(needed)}")
+    values = {}
+    for key, value in section.items():
+        if value is None and known[key].default is None:
+            continue
+        try:
+            values[key] = checks[key].read(value)
+        except (ValueError, TypeError):
+            raise TrainingError(f"{name}.{key} is {value!r}, not {checks[key].text}") from None
+    return values
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a setting is read, and what it must be in words."""
+
+    read: Callable[[Any], Any]
+    text: str
+
+
+def _whole(least: int) -> Check:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or int(value) != float(value) or int(value) < least:
+            raise ValueError
+        return int(value)
+
+    return Check(read, f"a whole number of at least {least}")
+
+
+def _number(least: float, most: float, text: str) -> Check:
+    def read(value: Any) -> float:
+        # YAML takes 1e-6 without a point for text.
+        number = float(value)
+        if isinstance(value, bool) or not least <= number <= most:
+            raise ValueError
+        return number
+
+    return Check(read, text)
+
+
+def _same(kind: type, text: str) -> Check:
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return Check(read, text)
+
+
+def _one_of(*choices: str) -> Check:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError
+        return value
+
+    return Check(read, " or ".join(choices))
+
+
+_RATE = _number(1e-30, 1e3, "a number above 0")
+_SWITCH = _same(bool, "true or false")
+_TRAINING = {
+    "steps": _whole(1),
+    "batch": _whole(1),
+    "learning_rate": _RATE,
+    "encoder_learning_rate": _RATE,
+    "layer_decay": _number(1e-3, 1, "a number between 0 and 1"),
+    "weight_decay": _number(0, 1e3, "a number of at least 0"),
+    "schedule": _one_of(*SCHEDULES),
+    "warmup": _whole(0),
+    "clip_gradient": _number(0, 1e9, "a number of at least 0"),
+    "accumulate": _whole(1),
+    "checkpoint_gradients": _SWITCH,
+    "bf16": _SWITCH,
+    "fp16": _SWITCH,
+    "early_stopping": _same(dict, "a list of settings (every, patience, folds)"),
+    "save_every": _whole(1),
+    "log_every": _whole(1),
+    "workers": _whole(0),
+    "tensorboard": _SWITCH,
+    "wandb": _same(str, "the name of a project"),
+}
+_STOPPING = {"every": _whole(1), "patience": _whole(1), "folds": _whole(2), "metric": _one_of("auc")}

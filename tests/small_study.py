@@ -1,0 +1,74 @@
+"""A few tiny simulated nodules and the configs of models that learn from them in a second."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mst.data.simulator import Nodule, simulate_chest_ct
+from mst.scan import write_nifti
+
+GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
+TRAINING = {"steps": 4, "batch": 2, "learning_rate": 1e-3, "save_every": 2, "log_every": 1}
+ENCODER: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 6,
+    "num_channels": 1,
+}
+RESNET: dict[str, Any] = {
+    "name": "tiny-resnet",
+    "kind": "classifier",
+    "task": "chest-ct",
+    "folds": 2,
+    "model": {"architecture": "resnet3d", "grid": GRID, "depth": 10, "width": 4, "first_kernel": 3},
+    "training": TRAINING,
+}
+MST: dict[str, Any] = {
+    **RESNET,
+    "name": "tiny-mst",
+    "model": {"architecture": "slice-transformer", "grid": GRID, "encoder": ENCODER, "slice_heads": 2},
+}
+MST_RESNET: dict[str, Any] = {
+    **RESNET,
+    "name": "tiny-mst-resnet",
+    "model": {
+        "architecture": "resnet-slice-transformer",
+        "grid": GRID,
+        "depth": 10,
+        "width": 4,
+        "channels": 1,
+        "first_kernel": 3,
+        "slice_heads": 4,
+    },
+}
+
+
+def write_cases(folder: Path, count: int = 8) -> Path:
+    """Simulated nodules with masks, half of them malignant, the first two of one patient; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [["case", "patient", "image", "mask", "malignancy", "label"]]
+    for number in range(count):
+        malignant = number % 2
+        nodule = Nodule(8 + 8 * malignant, spiculation=0.5 * malignant)
+        scan, mask = simulate_chest_ct(number, nodule, (48, 48, 24), (1.2, 1.2, 2.4))
+        write_nifti(scan.voxels, scan.affine, folder / f"i{number}.nii.gz")
+        write_nifti(mask, scan.affine, folder / f"m{number}.nii.gz")
+        label = ("benign", "malignant")[malignant]
+        patient = "p0" if number < 2 else f"p{number}"
+        files = [f"i{number}.nii.gz", f"m{number}.nii.gz"]
+        rows.append([f"c{number}", patient, *files, str(1 + 4 * malignant), label])
+    with (folder / "cases.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def write_config(path: Path, config: dict[str, Any], **training: Any) -> Path:
+    """Writes a config with some of its training settings replaced; returns its path."""
+    path.write_text(yaml.safe_dump(config | {"training": config["training"] | training}))
+    return path
