@@ -54,6 +54,9 @@ class SliceTransformer(SliceClassifier):
         fusion_slices: how many slices the fusion "linear" takes.
         class_layers: in how many of the encoder's last blocks the class token takes part; None (DINOv2, paper):
             all. See `encode_tokens`.
+        slice_context: each slice is given to the encoder's three channels together with those this many places
+            before and after it, so that it can tell a vessel, which goes on, from a nodule, which ends; at the first
+            and last slices these themselves stand in. None (paper): the slice alone.
         bottleneck: width that a linear layer brings the encoder's vector to first; None (paper): no such layer.
     """
 
@@ -77,6 +80,7 @@ class SliceTransformer(SliceClassifier):
         fusion_slices: int = 32,
         bottleneck: int | None = None,
         class_layers: int | None = None,
+        slice_context: int | None = None,
         architecture: str = "slice-transformer",
     ) -> None:
         super().__init__(task, classes, grid, temperature)
@@ -87,6 +91,9 @@ class SliceTransformer(SliceClassifier):
             raise ValueError(
                 f"class_layers is {class_layers}; the encoder has {self.encoder.config.num_hidden_layers} blocks"
             )
+        self.slice_context = slice_context
+        if slice_context and self.encoder.config.num_channels != 3:
+            raise ValueError(f"slice_context needs three channels, not {self.encoder.config.num_channels}")
         self.build_fusion(
             int(self.encoder.config.hidden_size),
             fusion=fusion,
@@ -98,8 +105,21 @@ class SliceTransformer(SliceClassifier):
             slices=fusion_slices,
         )
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of the slices matters to the logits."""
+        return super().ordered or bool(self.slice_context)
+
+    def with_context(self, volume: Tensor) -> Tensor:
+        """See `SliceClassifier`; a volume that has all channels already is left as it is."""
+        if not self.slice_context or volume.shape[1] != 1:
+            return volume
+        place = torch.arange(volume.shape[2], device=volume.device)
+        around = (place - self.slice_context, place, place + self.slice_context)
+        return torch.cat([volume[:, :, at.clamp(0, len(place) - 1)] for at in around], dim=1)
+
     def encode(self, slices: Tensor) -> Tensor:
-        """Slices float32 [N, 1, H, W] -> their class tokens [N, width]."""
+        """Slices float32 [N, 1 or channels, H, W] -> their class tokens [N, width]."""
         return encode_tokens(self.encoder, slices, self.class_layers)[:, 0]
 
     @torch.no_grad()

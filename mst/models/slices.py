@@ -84,8 +84,12 @@ class SliceClassifier(ScanClassifier):
         return self.fusion == "linear" or self.slice_positions is not None
 
     def encode(self, slices: Tensor) -> Tensor:
-        """Slices float32 [N, 1, H, W] -> their vectors [N, width]."""
+        """Slices float32 [N, channels, H, W] -> their vectors [N, width]."""
         raise TypeError(f"{type(self).__name__} does not say how it encodes a slice")
+
+    def with_context(self, volume: Tensor) -> Tensor:
+        """Volume [B, 1, D, H, W] -> [B, channels, D, H, W], what the encoder is given of each slice."""
+        return volume
 
     def hidden(self, padding_mask: Tensor | None) -> Tensor | None:
         """The padding mask as the fusion takes it: None where it makes no difference to this model."""
@@ -101,7 +105,7 @@ class SliceClassifier(ScanClassifier):
         Returns:
             float32 [B, D, width]; zero where a slice is padding.
         """
-        features = self.encode(kept_slices(volume, self.hidden(padding_mask)))
+        features = self.encode(kept_slices(self.with_context(volume), self.hidden(padding_mask)))
         if self.bottleneck is not None:
             features = self.bottleneck(features)
         return on_all_slices(features, volume, self.hidden(padding_mask))
@@ -168,8 +172,8 @@ class SliceClassifier(ScanClassifier):
 
 
 def kept_slices(volume: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Volume [B, 1, D, H, W] -> its slices [N, 1, H, W] that are not padding, in order."""
-    slices = volume.reshape(-1, 1, *volume.shape[3:])
+    """Volume [B, channels, D, H, W] -> its slices [N, channels, H, W] that are not padding, in order."""
+    slices = volume.transpose(1, 2).flatten(0, 1)
     return slices if padding_mask is None else slices[~padding_mask.reshape(-1)]
 
 

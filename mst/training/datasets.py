@@ -104,6 +104,7 @@ class VolumeDraws(_Draws):
         weights: how often each case is drawn, to a common factor; None: all equally often.
         keep_slices: how many of the D slices a sample keeps, one at a random place of each equal part; None
             keeps all. An MST's slices carry no order, so fewer of them train it at a part of the cost.
+        context: see `SliceTransformer`'s slice_context; kept slices bring their neighbours along as channels.
         dense: gives the targets of the dense objective as well; None: it is not trained for.
     """
 
@@ -116,28 +117,35 @@ class VolumeDraws(_Draws):
         seed: int = 0,
         weights: np.ndarray | None = None,
         keep_slices: int | None = None,
+        context: int | None = None,
         dense: DenseTargets | None = None,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.keep_slices, self.dense = keep_slices, dense
+        self.keep_slices, self.context, self.dense = keep_slices, context, dense
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
+        """{"volume": float32 [1 or 3, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
         With `dense`, "target" is called "probability", and its targets are there too.
         """
         case, rng = self._start(index)
         plane = pick_plane(self.augmentation, case.task, rng)
         slices = None
+        around = self.context or 0
         if self.keep_slices:
             depth = len(case.region(plane, self.grid).positions[0])
             slices = (
                 np.arange(self.keep_slices) + rng.random(self.keep_slices)
             ) * depth / self.keep_slices - 0.5
+            if around:
+                slices = np.concatenate([slices - around, slices, slices + around]).clip(0, depth - 1)
         with_mask = self.dense is not None
         sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask)
+        volume = sample.volume[None]
+        if self.keep_slices and around:
+            sample, volume = sample.middle_third(), volume.unflatten(1, (3, -1))[0]
         target = torch.tensor(case.target, dtype=torch.float32)
-        found = {"volume": sample.volume[None], "padding_mask": sample.padding}
+        found = {"volume": volume, "padding_mask": sample.padding}
         if self.dense is None:
             return {**found, "target": target}
         return {**found, "probability": target, **self.dense.of(case, sample)}

@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 
 from mst.models.encoders import Encoder, build_encoder, encode_tokens, registers
 from mst.models.slice_transformer import SliceTransformer
+from mst.models.slices import kept_slices
 
 MIN_AREA = 0.002  # share of a slice that a lesion must fill for the slice to count as showing it
 
@@ -164,7 +165,8 @@ class JointTraining(nn.Module):
             patches, area, ratings: as in `DenseHeads`, a slice each of the volume's.
         """
         batch, _, depth = volume.shape[:3]
-        tokens = encode_tokens(self.model.encoder, volume.flatten(0, 2)[:, None], self.model.class_layers)
+        slices = kept_slices(self.model.with_context(volume), None)
+        tokens = encode_tokens(self.model.encoder, slices, self.model.class_layers)
         features = tokens[:, 0].reshape(batch, depth, -1)
         logits = self.model.classify_slices(features, padding_mask)
         target = torch.stack([1 - probability, probability], dim=1)

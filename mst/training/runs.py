@@ -331,6 +331,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         seed=seed,
         weights=weights,
         keep_slices=config.get("keep_slices"),
+        context=getattr(model, "slice_context", None),
         dense=dense,
     )
     held_out = study.stopping_cases(config, part)[1]

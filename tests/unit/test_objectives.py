@@ -120,3 +120,21 @@ def test_joint_training_trains_the_model_itself() -> None:
     found = model.eval()(volume, padding).softmax(dim=1)[:, 1]
     assert found[0] < 0.3
     assert found[1] > 0.7
+
+
+def test_slice_context_gives_each_slice_its_neighbours() -> None:
+    torch.manual_seed(0)
+    encoder = {**ENCODER, "num_channels": 3}
+    model = SliceTransformer(encoder=encoder, grid=GRID, slice_heads=1, slice_context=2).eval()
+    volume = torch.randn(1, 1, 5, 24, 24)
+    given = model.with_context(volume)
+    assert given.shape == (1, 3, 5, 24, 24)
+    for place, (before, after) in enumerate([(0, 2), (0, 3), (0, 4), (1, 4), (2, 4)]):
+        assert torch.equal(given[0, :, place], volume[0, 0, [before, place, after]])
+    assert torch.equal(model.with_context(given), given)
+    assert torch.allclose(model(given), model(volume), atol=1e-6)
+    assert model.ordered
+    # Without context the order of the slices is of no matter, and a flip of them need not be averaged.
+    assert not SliceTransformer(encoder=encoder, grid=GRID, slice_heads=1).ordered
+    with pytest.raises(ValueError, match="three channels"):
+        SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=1, slice_context=1)
