@@ -110,12 +110,19 @@ def _procedure(config: dict[str, Any]) -> str:
     if "encoder_learning_rate" in training:
         rates += f", {training['encoder_learning_rate']:g} for the encoder"
     if config["kind"] == "encoder":
-        ratings = ", ".join(["its size", *config.get("ratings", {})])
+        if config.get("objective", "dense") == "masked":
+            share = f"{config.get('hidden', 0.6):.0%}"
+            task = f"to tell the pixels of hidden patches ({share} of all) from the others, without any label"
+        else:
+            ratings = ", ".join(["its size", *config.get("ratings", {})])
+            task = (
+                "to tell which patches hold the lesion, whether the slice shows it, and what was rated of it "
+                f"({ratings}). The lesions' masks were used for that alone; no loss was put on the attention or on any "
+                "saliency map"
+            )
         paragraphs.append(
-            f"The 2D encoder, on {on}: single slices in all three planes, to tell which patches hold the lesion, "
-            f"whether the slice shows it, and what was rated of it ({ratings}); {training['steps']} steps of "
-            f"{training['batch']} x {config.get('slices', 8)} slices with AdamW ({rates}). The lesions' masks were "
-            "used for that alone; no loss was put on the attention or on any saliency map."
+            f"The 2D encoder, on {on}, {training['steps']} steps of {training['batch']} x {config.get('slices', 8)} "
+            f"slices with AdamW ({rates}): single slices in all three planes, {task}."
         )
     else:
         paragraphs.append(

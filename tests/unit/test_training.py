@@ -152,6 +152,49 @@ def test_samples_depend_on_their_number_alone(data: Path) -> None:
     assert first[5]["patches"].shape == (4, 4, 4)
 
 
+def test_masked_then_dense_pretraining_then_joint_training(data: Path, configs: Path) -> None:
+    masked = {**ENCODER, "name": "tiny-masked", "objective": "masked", "class_layers": 1}
+    masked["encoder"] = {**ENCODER["encoder"], "num_channels": 3}
+    dense = {**masked, "name": "tiny-dense", "objective": "dense", "pretraining": "masked.yaml"}
+    joint = {**MST, "name": "tiny-joint", "pretraining": "dense.yaml", "cross_validate": False}
+    joint["model"] = {**MST["model"], "class_layers": 1, "slice_context": 1}
+    joint["dense"] = {"weight": 0.5, "ratings": {"malignancy": [1, 5]}}
+    joint["training"] = {**MST["training"], "encoder_learning_rate": 1e-4}
+    for name, config in (("masked", masked), ("dense", dense), ("joint", joint)):
+        (configs / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    run(load_config(configs / "joint.yaml"), data, configs / "out", configs / "runs", command="a command")
+    first, second = (
+        load_file(configs / "runs" / name / "all" / "encoder.safetensors")
+        for name in ("tiny-masked", "tiny-dense")
+    )
+    assert first.keys() == second.keys()
+    model = load_model(configs / "out")
+    assert (model.class_layers, model.slice_context) == (1, 1)
+    start = build_model(load_config(configs / "joint.yaml"), Study(data, joint, configs / "runs"))
+    moved = {
+        name: not torch.equal(value, model.state_dict()[name]) for name, value in start.state_dict().items()
+    }
+    assert moved["linear.weight"]
+    assert moved["encoder.encoder.layer.0.mlp.fc1.weight"]
+    card = (configs / "out" / "README.md").read_text()
+    assert "hidden patches" in card
+    assert "no loss was put on the attention" in card
+
+
+def test_kept_slices_bring_their_neighbours_along(data: Path) -> None:
+    case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
+    still = Augmentation(0, (1, 1), 0, False, 0, 1, None, 0, 0, 0, 0)
+    dense = DenseTargets(6, {})
+    alone = VolumeDraws([case], GRID, still, 1, keep_slices=4, dense=dense)[0]
+    both = VolumeDraws([case], GRID, still, 1, keep_slices=4, context=1, dense=dense)[0]
+    assert both["volume"].shape == (3, 4, 24, 24)
+    # The outermost may lie half a slice beyond the region, where it has no neighbour; there it is moved in.
+    assert torch.equal(both["volume"][1, 1:3], alone["volume"][0, 1:3])
+    assert not torch.equal(both["volume"][0], both["volume"][1])
+    assert both["padding_mask"].shape == (4,)
+    assert torch.equal(both["patches"][1:3], alone["patches"][1:3])
+
+
 def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -> None:
     run(load_config(configs / "mst.yaml"), data, configs / "out", configs / "runs", command="a command")
     model = load_model(configs / "out")
