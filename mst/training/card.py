@@ -141,7 +141,18 @@ def _procedure(config: dict[str, Any]) -> str:
 
 def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
     if metrics.get("auc") is None:
-        return f"None: {metrics['protocol']}."
+        text = f"None: {metrics['protocol']}."
+        if test := metrics.get("simulated_test"):
+            text += (
+                f" On other simulated cases the AUC is {test['auc']:.2f}, which says nothing about real ones."
+            )
+        if cost := metrics.get("cost"):
+            text += (
+                " What that costs was measured on real cases with the checkpoint of the same name: AUC "
+                f"{cost['auc_simulated_alone']:.2f} after simulated cases alone, {cost['auc_with_real_cases']:.2f} "
+                "with real ones."
+            )
+        return text
     low, high = metrics["auc_ci95"]
     rows = [
         ("AUC, pooled over the folds", f"{metrics['auc']:.2f} (95% CI {low:.2f} to {high:.2f})"),

@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +44,8 @@ from mst.training.trainer import best_evaluation, fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
-ALL, SIMULATED = "all", "simulated"
+ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
+TEST_SEED = 1000  # added to the seed of simulated cases for those that only test
 Config = dict[str, Any]
 
 
@@ -88,16 +90,16 @@ class Study:
     """The cases, and where runs are kept.
 
     Args:
-        data: a manifest or its folder.
-        config: any config of the study; its `task`, `folds`, `seed` and `simulated` are used.
-        runs: the folder for runs.
+        data: a manifest or its folder; None: there is no real case, and all training is on simulated ones.
+        config: any config of the study; its `task`, `folds` and `seed` are used.
+        runs: the folder for runs; those without real cases lie in a folder of their own in it.
     """
 
-    def __init__(self, data: str | Path, config: Config, runs: str | Path) -> None:
+    def __init__(self, data: str | Path | None, config: Config, runs: str | Path) -> None:
         self.task = get_task(config["task"])
-        self.cases = read_manifest(data, self.task.classes)
-        self.manifest = Path(data).name
-        self.runs = Path(runs)
+        self.cases = read_manifest(data, self.task.classes) if data else []
+        self.manifest = Path(data).name if data else "simulated cases alone"
+        self.runs = Path(runs) if data else Path(runs) / ALONE
         self.folds, self.seed = int(config.get("folds", 5)), int(config.get("seed", 0))
         self._loaded: dict[str, LoadedCase] = {}
 
@@ -115,6 +117,8 @@ class Study:
         the real cases that it holds out are not among them.
         """
         shares = {"real": 1.0, "simulated": 0.0} | config.get("shares", {})
+        if not self.cases:
+            shares = {"real": 0.0, "simulated": 1.0}
         cases: list[LoadedCase] = []
         weights = np.zeros(0)
         if shares["real"] > 0:
@@ -122,7 +126,7 @@ class Study:
             each = label_weights(cases) if config.get("balanced", False) else np.ones(len(cases))
             weights = shares["real"] * each / each.sum()
         if shares["simulated"] > 0:
-            more = self._load(self.simulated_cases(config["simulated"]))
+            more = self._load(self.simulated_cases(_simulated(config)))
             cases = cases + more
             weights = np.concatenate([weights, np.full(len(more), shares["simulated"] / len(more))])
         return cases, weights
@@ -152,6 +156,16 @@ class Study:
         with processes.main_first():
             self._simulate(folder, settings)
         return read_manifest(folder, self.task.classes)
+
+    def simulated_tests(self, settings: dict[str, Any]) -> list[LoadedCase]:
+        """Simulated cases that no model is trained on, from another seed."""
+        count, seed = settings.get("tests", 200), settings.get("seed", 0) + TEST_SEED
+        return self._load(
+            [
+                replace(case, name=f"test-{case.name}")
+                for case in self.simulated_cases({"cases": count, "seed": seed})
+            ]
+        )
 
     def _simulate(self, folder: Path, settings: dict[str, Any]) -> None:
         if not (folder / "cases.csv").is_file():
@@ -216,8 +230,9 @@ def run(
     """Trains what a config says.
 
     Args:
-        data: a manifest or its folder; None takes the config's.
-        out: the folder for the checkpoint (of a study, the folder for all of them); None: checkpoints/<name>.
+        data: a manifest or its folder; None takes the config's, and without one all training is on simulated cases.
+        out: the folder for the checkpoint (of a study, the folder for all of them); None: checkpoints/<name>, and
+            checkpoints/<name>-simulated-alone without data.
         parts: "all" and "fold-0", ...; None: the folds, where the config says `cross_validate: true`, then
             "all". A checkpoint is written by "all" alone.
         command: how it was started, for metrics.json.
@@ -228,18 +243,23 @@ def run(
     Raises:
         ManifestError, TrainingError: the data or a setting cannot be used; the message says which and why.
     """
-    if not (data or config.get("data")):
-        raise TrainingError(f"{config['file']} names no data; give a manifest with --data.")
-    study = Study(data or config["data"], config, runs)
+    data = data or config.get("data")
+    for step in config.get("steps", [config]):
+        if not data and not _sees_simulated(step):
+            raise TrainingError(f"{step['file']} trains on real cases alone; give a manifest with --data.")
+    study = Study(data, config, runs)
     if config["kind"] == "study":
         steps, base = config["steps"], Path(out) if out else Path("checkpoints")
         cross_validate = config.get("cross_validate", False)
     else:
         steps, base = [config], None
         cross_validate = config.get("cross_validate", False)
+    if not study.cases:
+        print("no data are given: training on simulated cases alone", flush=True)
+        parts = [ALL] if parts is None else parts
     if parts is None:
         parts = [*(f"fold-{k}" for k in range(study.folds) if cross_validate), ALL]
-    known = [ALL, *(f"fold-{k}" for k in range(study.folds))]
+    known = [ALL, *(f"fold-{k}" for k in range(study.folds if study.cases else 0))]
     if unknown := set(parts) - set(known):
         raise TrainingError(f"There is no part {', '.join(sorted(unknown))}; choose of {', '.join(known)}.")
     written = []
@@ -250,7 +270,9 @@ def run(
                 continue
             model = train_classifier(study, step, part)
             if part == ALL:
-                target = base / step["name"] if base else Path(out or Path("checkpoints") / step["name"])
+                # What no real case has tested never takes the place of what was.
+                name = step["name"] if study.cases else f"{step['name']}-{ALONE}"
+                target = base / name if base else Path(out or Path("checkpoints") / name)
                 if processes.is_main():
                     publish(study, step, model, target, command)
                 written.append(target)
@@ -305,7 +327,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     folder, done = study.folder(config, part)
     if done:
         model = load_model(folder / "model")
-        _evaluate(study, model, part, folder)
+        _evaluate(study, config, model, part, folder)
         return model
     print(f"{config['name']} {folder.name}", flush=True)
     cases, weights = study.training_cases(config, part)
@@ -346,19 +368,21 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     model = model.cpu().eval()
     if processes.is_main():
         save_model(model, folder / "model")
-    _evaluate(study, model, part, folder)
+    _evaluate(study, config, model, part, folder)
     if processes.is_main():
         _write_json({"log": log}, folder / DONE)
     processes.wait()
     return model
 
 
-def _evaluate(study: Study, model: ScanClassifier, part: str, folder: Path) -> None:
+def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, folder: Path) -> None:
     """Predicts the cases that a run has not seen into predictions.csv, unless that is done already.
 
-    For a run on simulated cases alone these are all real cases.
+    For a run on simulated cases alone these are all real cases; where there are none, other simulated cases.
     """
     held_out = study.part_cases(ALL)[0] if folder.name == SIMULATED else study.part_cases(part)[1]
+    if not study.cases and folder.name != SIMULATED:
+        held_out = study.simulated_tests(_simulated(config))
     if processes.is_main() and held_out and not (folder / PREDICTIONS).is_file():
         rows = predict_cases(model, held_out)
         write_rows(rows, folder / PREDICTIONS)
@@ -408,7 +432,10 @@ def publish(
         "auc": None,
         "protocol": "not evaluated: trained on all cases, and no cross-validation was run",
     }
-    if all(file.is_file() for file in files):
+    if not study.cases:
+        metrics |= _without_real_cases(study, config)
+        labels = [case.label for case in study.simulated_cases(_simulated(config))]
+    elif all(file.is_file() for file in files):
         for k in range(study.folds):
             study.folder(config, f"fold-{k}")  # the folds must come from these very settings and cases
         folds = [read_rows(file) for file in files]
@@ -450,6 +477,42 @@ def publish(
     write_card(model, config, metrics, folder)
     print(f"{config['name']}: AUC {metrics['auc']} ({metrics['protocol'].split(',')[0]})", flush=True)
     return metrics
+
+
+def _without_real_cases(study: Study, config: Config) -> dict[str, Any]:
+    """Figures of a training on simulated cases alone: on other simulated cases, and what is known of its cost."""
+    found = summarise([read_rows(study.runs / config["name"] / ALL / PREDICTIONS)], study.task.classes)
+    metrics: dict[str, Any] = {
+        "protocol": "not evaluated on real cases: none was given, and the training was on simulated cases alone",
+        "simulated_test": {
+            key: found[key] for key in ("auc", "auc_ci95", *(k for k in found if k[:2] == "n_"))
+        },
+    }
+    shipped = CONFIGS.parent / "checkpoints" / config["name"] / METRICS
+    if shipped.is_file():
+        known = json.loads(shipped.read_text(encoding="utf-8"))
+        if known.get("auc") is not None and "simulated_alone" in known:
+            metrics["cost"] = {
+                "auc_with_real_cases": known["auc"],
+                "auc_simulated_alone": known["simulated_alone"]["auc"],
+            }
+            print(
+                f"{config['name']}: AUC on other simulated cases {found['auc']:.2f}. What that costs on real ones was "
+                f"measured where they are at hand: {known['simulated_alone']['auc']:.2f} after simulated cases alone, "
+                f"{known['auc']:.2f} with real ones (five folds).",
+                flush=True,
+            )
+    return metrics
+
+
+def _simulated(config: Config) -> dict[str, Any]:
+    """The settings of the simulated cases of a config, or of what it starts from."""
+    if "simulated" in config:
+        return config["simulated"]
+    before = config.get("pretraining")
+    if not before:
+        raise TrainingError(f"{config['file']} trains on real cases alone; give a manifest with --data.")
+    return _simulated(before)
 
 
 def _digest(names: Sequence[str]) -> str:
