@@ -1,6 +1,8 @@
 """Kills a training run again and again and starts it again, until it is done.
 
-    python killed_runs.py SEED [train.py's arguments ...]
+    python killed_runs.py SEED TIMES [train.py's arguments ...]
+
+It is killed at four chosen moments of saving, then up to TIMES more at moments drawn with SEED.
 
 The program is imported once; each attempt is a fork of this process, so that many fit into a test. Prints a JSON
 list of how each attempt ended.
@@ -77,14 +79,14 @@ def attempt(arguments: list[str], prepare: Any = None, after: float | None = Non
 
 if __name__ == "__main__":
     chance = random.Random(int(sys.argv[1]))
-    rest = sys.argv[2:]
+    times, rest = int(sys.argv[2]), sys.argv[3:]
     ends = [
         attempt(rest, lambda: killed_while_saving(1)),  # no checkpoint is whole yet
         attempt(rest, lambda: killed_while_saving(7)),
         attempt(rest, killed_before_it_is_whole),
         attempt(rest, killed_while_forgetting),
     ]
-    for _ in range(6):
+    for _ in range(times):
         ends.append(attempt(rest, after=chance.uniform(0.1, 2.5)))
         if ends[-1] == "done":
             break

@@ -118,7 +118,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(data: Pat
     config = write_config(tmp_path / "resnet.yaml", RESNET, **settings)
     run(load_config(config), data, tmp_path / "whole", tmp_path / "runs-1")
     arguments = [str(config), "--data", str(data), "--out", str(tmp_path / "cut")]
-    done = _command(str(TESTS / "killed_runs.py"), "1", *arguments, "--runs", str(tmp_path / "runs-2"))
+    done = _command(str(TESTS / "killed_runs.py"), "1", "2", *arguments, "--runs", str(tmp_path / "runs-2"))
     assert done.returncode == 0, done.stderr
     ends = json.loads(done.stdout.splitlines()[-1])
     assert ends[:4] == ["killed"] * 4
@@ -139,7 +139,9 @@ def test_many_kills(seed: int, stopping: bool, data: Path, tmp_path: Path) -> No
     config = write_config(tmp_path / "mst.yaml", MST_RESNET, **settings)
     run(load_config(config), data, tmp_path / "whole", tmp_path / "runs-1")
     arguments = [str(config), "--data", str(data), "--out", str(tmp_path / "cut")]
-    done = _command(str(TESTS / "killed_runs.py"), str(seed), *arguments, "--runs", str(tmp_path / "runs-2"))
+    done = _command(
+        str(TESTS / "killed_runs.py"), str(seed), "6", *arguments, "--runs", str(tmp_path / "runs-2")
+    )
     assert json.loads(done.stdout.splitlines()[-1])[-1] == "done", done.stderr
     _same_weights(tmp_path / "whole", tmp_path / "cut")
 
@@ -220,6 +222,7 @@ for limit in (20_000, 400_000):
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_the_system_refuses_is_told_in_one_line(data: Path, tmp_path: Path) -> None:
     # The limit on a file's size stands for the disk's: the first refuses the weights, the second the optimiser's state.
     config = write_config(tmp_path / "resnet.yaml", RESNET)
