@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PORT ?= 7860
 HOST ?= 127.0.0.1
-DATA ?= ../shared/lidc-nodules
+DATA ?=
 BIN := .venv/bin
 
 .PHONY: app test test-slow lint train figures screenshot bench-viewer clean
@@ -22,7 +22,7 @@ lint: .venv/.test
 	$(BIN)/mypy mst app.py train.py tools
 
 train: .venv/.train
-	$(BIN)/python train.py all --data $(DATA)
+	$(BIN)/python train.py all $(if $(DATA),--data $(DATA))
 
 figures: .venv/.app
 	$(BIN)/python tools/readme_figures.py

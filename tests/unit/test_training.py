@@ -211,16 +211,56 @@ def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -
     assert card.startswith("---\nlicense: mit")
 
 
+def _simulated_folder(data: Path, folder: Path, first: str) -> None:
+    """Puts the cases of the fixture where simulated ones are looked for."""
+    folder.mkdir(parents=True)
+    rows = (data / "cases.csv").read_text().replace("\nc", f"\n{first}").splitlines()
+    (folder / "cases.csv").write_text("\n".join(rows))
+    for file in data.glob("*.nii.gz"):
+        (folder / file.name).symlink_to(file)
+
+
+def test_without_data_training_is_on_simulated_cases_alone(
+    data: Path, configs: Path, capsys, monkeypatch
+) -> None:
+    runs = configs / "runs"
+    none = hashlib.sha256(b"").hexdigest()[:8]
+    _simulated_folder(data, runs / "simulated-alone" / f"simulated-8-0-{none}", "s")
+    _simulated_folder(data, runs / "simulated-alone" / f"simulated-4-1000-{none}", "t")
+    simulated = {"cases": 8, "seed": 0, "tests": 4}
+    config = RESNET | {
+        "name": "chest-ct-resnet",
+        "simulated": simulated,
+        "shares": {"real": 0.5, "simulated": 0.5},
+    }
+    config |= {"cross_validate": True}
+    (configs / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(configs)
+    (folder,) = run(load_config("config.yaml"), None, None, "runs", command="python train.py config.yaml")
+    # The shipped checkpoint's place is not taken.
+    assert folder == Path("checkpoints/chest-ct-resnet-simulated-alone")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["auc"] is None
+    assert 0 <= metrics["simulated_test"]["auc"] <= 1
+    assert metrics["labels_trained_on"] == {"benign": 4, "malignant": 4}
+    card = (folder / "README.md").read_text()
+    assert "No real case. 8 simulated regions" in card
+    assert "which says nothing about real ones" in card
+    # What it costs is taken from the shipped checkpoint's own figures.
+    shipped = json.loads((CONFIGS.parent / "checkpoints" / "chest-ct-resnet" / "metrics.json").read_text())
+    assert f"{shipped['simulated_alone']['auc']:.2f} after simulated cases alone" in capsys.readouterr().out
+
+    real = {key: value for key, value in config.items() if key not in ("simulated", "shares")}
+    (configs / "real.yaml").write_text(yaml.safe_dump(real))
+    with pytest.raises(TrainingError, match=r"real\.yaml trains on real cases alone; give a manifest"):
+        run(load_config("real.yaml"), None, None, "runs")
+
+
 def test_what_sees_simulated_cases_alone_is_shared_by_all_folds(data: Path, configs: Path, capsys) -> None:
     runs = configs / "runs"
     # Simulated cases belong to the real ones whose patients they leave out.
     names = "\n".join(case.name for case in read_manifest(data, CHEST.classes))
-    folder = runs / f"simulated-8-0-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
-    folder.mkdir(parents=True)
-    rows = (data / "cases.csv").read_text().replace("\nc", "\ns").splitlines()
-    (folder / "cases.csv").write_text("\n".join(rows))
-    for file in data.glob("*.nii.gz"):
-        (folder / file.name).symlink_to(file)
+    _simulated_folder(data, runs / f"simulated-8-0-{hashlib.sha256(names.encode()).hexdigest()[:8]}", "s")
     simulated = {"simulated": {"cases": 8, "seed": 0}, "shares": {"real": 0, "simulated": 1}}
     first = RESNET | simulated | {"name": "first"}
     (configs / "first.yaml").write_text(yaml.safe_dump(first))
