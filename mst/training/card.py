@@ -69,8 +69,7 @@ Command: `{metrics["command"]}` ({metrics["date"]}).
 ## Limits
 
 - {_least(metrics)} cases of the rarer class: every figure above is uncertain, as its interval shows.
-- No step of a run was chosen by a held-out score, but the settings (lengths, learning rates, shares) were chosen with
-  such figures in view, so they may flatter the model a little.
+- {_choices(metrics)}
 - The labels are radiologists' ratings, not pathology.
 - The crops come from one collection, round lesions that somebody had marked. The model never saw a region without a
   lesion, other scanners or other populations, and nobody has validated it elsewhere.
@@ -194,6 +193,18 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
     elif metrics.get("baseline_diameter_auc", 0) > metrics["auc"]:
         verdict = "\n\nThe lesion's diameter alone separates these cases better than this model does."
     return f"{metrics['protocol']}\n\nOn {counts}:\n\n| | |\n| --- | --- |\n{table}{verdict}"
+
+
+def _choices(metrics: dict[str, Any]) -> str:
+    if "early_stopping" in metrics:
+        return (
+            f"The weights of step {metrics['early_stopping']['step']} were kept for their AUC on held-out training "
+            "patients, which the figures above do not count."
+        )
+    return (
+        "No step of a run was chosen by a held-out score, but the settings (lengths, learning rates, shares) were "
+        "chosen\n  with such figures in view, so they may flatter the model a little."
+    )
 
 
 def _constant_brier(metrics: dict[str, Any], classes: list[str]) -> float:

@@ -54,7 +54,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: a file; "all" is configs/chest-ct.yaml.
-        overrides: such as "training.steps=100" or "pretraining.training.steps=50"; values are YAML.
+        overrides: such as "training.steps=100", "pretraining.training.steps=50" or "pretraining=other.yaml"; values
+            are YAML. A study's steps may be followed by overrides of their own.
 
     Raises:
         TrainingError: no such file, an override that is not key=value, or a setting that there is none of.
@@ -72,7 +73,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if isinstance(config.get("pretraining"), str):
         config["pretraining"] = load_config(path.parent / config["pretraining"])
     if config["kind"] == "study":
-        config["steps"] = [load_config(path.parent / name) for name in config["steps"]]
+        steps = [str(step).split() for step in config["steps"]]
+        config["steps"] = [load_config(path.parent / name, changes) for name, *changes in steps]
     for override in overrides:
         key, separator, value = override.partition("=")
         *parents, last = key.split(".")
@@ -82,6 +84,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not separator or not isinstance(section, dict):
             raise TrainingError(f"{override!r} is no setting; write key=value, such as training.steps=100.")
         section[last] = yaml.safe_load(value)
+        if last == "pretraining" and section[last]:
+            section[last] = load_config(path.parent / str(section[last]))
     check_config(config)
     return config
 
@@ -404,6 +408,10 @@ def build_model(config: Config, study: Study) -> ScanClassifier:
         return build_model(before, study)
     settings = dict(config["model"])
     if before:
+        if "encoder" in settings and settings["encoder"] != before["encoder"]:
+            raise TrainingError(
+                f"{config['file']}: model.encoder is not the encoder that {before['name']} trains."
+            )
         settings["encoder"] = before["encoder"]
     weights = None
     try:
