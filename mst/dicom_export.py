@@ -10,6 +10,7 @@ Written by highdicom (Bridge et al., J Digit Imaging 2022, doi 10.1007/s10278-02
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from mst.scan import Scan
 
 if TYPE_CHECKING:
     from mst.dicom import DicomSource
+
+log = logging.getLogger(__name__)
 
 QUANTILE = 0.9  # of the map within the region: what the viewer shows first
 SOFTWARE = "Medical Slice Transformer dashboard"
@@ -62,29 +65,31 @@ def write_dicom_saliency(folder: Path, scan: Scan, results: Mapping[str, Predict
         The files by their names; no segmentation of a map that is zero everywhere.
 
     Raises:
-        DicomExportError: the series lacks what an object needs to refer to it.
+        DicomExportError: the series lacks what an object needs to refer to it; no file is left then.
     """
     reason = why_not(scan)
     if reason:
         raise DicomExportError(f"The saliency was not written as DICOM: {reason}.")
-    files = {}
+    files: dict[str, Path] = {}
     number = FIRST_SERIES_NUMBER
     for name, result in results.items():
         for kind, make in (("saliency", parametric_map), ("segmentation", segmentation)):
+            content = io.BytesIO()
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of values that scanners write wrongly all the time
                     made = make(scan, name, result, number)
-                    content = (
-                        io.BytesIO()
-                    )  # first, for what cannot be written is an OSError as a full disk is
                     if made is not None:
+                        # Not to the file at once: pydicom's error for a bad value is that of a full disk.
                         made.save_as(content)
             except Exception as error:
                 # What a scanner wrote wrongly can fail anywhere in the library; the other results still count.
+                # The library's words may hold what the header says of the patient.
+                log.debug("no DICOM of the saliency", exc_info=True)
+                for path in files.values():
+                    path.unlink()
                 raise DicomExportError(
-                    "The saliency was not written as DICOM: the series has a header that cannot be referred to "
-                    f"({' '.join(str(error).split())})."
+                    "The saliency was not written as DICOM: the series has headers that do not allow to refer to it."
                 ) from error
             if made is not None:
                 path = folder / f"{name}_{kind}.dcm"

@@ -33,7 +33,7 @@ DICOM_ZIP = "saliency_dicom.zip"
 FILES = {
     "mst_saliency.nii.gz": "MST saliency (NIfTI)",
     "resnet_saliency.nii.gz": "ResNet saliency (NIfTI)",
-    DICOM_ZIP: "Saliency (DICOM, zip)",
+    DICOM_ZIP: "Saliency (DICOM)",
     "prediction.json": "prediction.json",
     "report.html": "Report (HTML)",
     "report.pdf": "Report (PDF)",
@@ -101,7 +101,10 @@ def build_explore_page() -> None:
             locator = gr.HTML(cards.EMPTY, elem_id="locator", padding=False, apply_default_css=False)
             results = gr.HTML("", elem_id="results", padding=False, apply_default_css=False)
             with gr.Row(elem_id="downloads", visible=False) as downloads:
-                buttons = [gr.DownloadButton(label, size="sm", visible=False) for label in FILES.values()]
+                buttons = [
+                    gr.DownloadButton(label, size="sm", min_width=140, visible=False)
+                    for label in FILES.values()
+                ]
     gr.HTML(cards.FOOTER, padding=False, apply_default_css=False)
 
     inputs = [scan, task, center, mask, side, pre]

@@ -104,7 +104,7 @@ def test_a_dicom_upload_offers_its_saliency_as_dicom(page: Page, url: str, tmp_p
     _upload(page, *dicom_series(tmp_path / "dicom"))
     page.wait_for_selector("[data-testid=locator]", timeout=60_000)
     _explain(page)
-    with zipfile.ZipFile(io.BytesIO(_download(page, "Saliency (DICOM, zip)"))) as archive:
+    with zipfile.ZipFile(io.BytesIO(_download(page, "Saliency (DICOM)"))) as archive:
         assert sorted(archive.namelist()) == [
             "mst_saliency.dcm",
             "mst_segmentation.dcm",
