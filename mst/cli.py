@@ -57,7 +57,8 @@ def _build_parser() -> argparse.ArgumentParser:
         "predict",
         help="classify a scan and map what the decision rests on",
         description="Classifies one region of a scan with both models; writes prediction.json, a saliency "
-        "NIfTI for each model and report.html.",
+        "NIfTI for each model, report.html and report.pdf; for a DICOM scan also each model's saliency as a DICOM "
+        "parametric map and segmentation.",
     )
     predict.add_argument("scan", metavar="SCAN", type=Path, help="a file, a DICOM folder or a zip")
     predict.add_argument("--task", required=True, choices=list(TASKS), help="the study")
@@ -363,8 +364,9 @@ def _predict(args: argparse.Namespace) -> int:
         tta=args.tta,
     )
     task = get_task(args.task)
-    write_results(args.out, scan, task, results, mask)
-    for note in (*scan.notes, *scan_notes(scan, task)):
+    notes = [*scan.notes, *scan_notes(scan, task)]
+    files = write_results(args.out, scan, task, results, mask, tell=notes.append)
+    for note in notes:
         print(f"note: {note}")
     print(next(iter(results.values())).spot.text)
     titles = {name: result.title or LABELS[name] for name, result in results.items()}
@@ -372,7 +374,8 @@ def _predict(args: argparse.Namespace) -> int:
     for name, result in results.items():
         chances = "  ".join(f"{label} {p:.1%}" for label, p in result.probabilities.items())
         print(f"{titles[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
-    print(f"Wrote {args.out}/prediction.json, the saliency maps and report.html.")
+    maps = "NIfTI and DICOM" if any(name.endswith(".dcm") for name in files) else "NIfTI"
+    print(f"Wrote {args.out}/prediction.json, the saliency maps ({maps}), report.html and report.pdf.")
     return 0
 
 

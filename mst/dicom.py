@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
@@ -28,6 +29,51 @@ SAME_DIRECTION = 1e-3
 SAME_POSITION_MM = 1e-2
 # What tells repeated acquisitions at the same positions apart, in the order in which they are tried.
 REPEATS = ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers", "TriggerTime", "DiffusionBValue")
+# What an object has in common with the images that it refers to.
+IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
+FIRST_BULKY_GROUP = 0x5000  # curves, waveforms, overlays and pixels
+BULKY = (
+    "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence",
+    "IconImageSequence",
+    "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData",
+)
+
+
+@dataclass(frozen=True)
+class SourceSlice:
+    """One slice of a scan in the DICOM series that it was read from.
+
+    Attributes:
+        identity: the UIDs of `IDENTITY` by keyword, "" where the file has none.
+        frame: the slice's frame in an enhanced multi-frame file, from 0; None in a file of one image.
+        position: of its first pixel's centre, LPS millimetres, shape (3,).
+    """
+
+    identity: dict[str, str]
+    frame: int | None
+    position: np.ndarray
+
+
+@dataclass(frozen=True, repr=False)
+class DicomSource:
+    """What is kept of a DICOM series so that other objects can refer to it; no pixels.
+
+    Attributes:
+        header: of the first slice's file, without what is private or large. It names the patient.
+        slices: one for each slice of the scan, in the scan's order.
+        orientation: direction cosines along a row and down a column, LPS, shape (2, 3).
+        spacing: millimetres between rows, between columns.
+        shape: rows, columns.
+    """
+
+    header: Dataset
+    slices: tuple[SourceSlice, ...]
+    orientation: np.ndarray
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
 
 
 @dataclass
@@ -118,7 +164,30 @@ def _read_series(members: list[tuple[Path, Dataset]], notes: list[str]) -> Scan:
     lps[:3, 3] = slices[0].position
     modality = str(first.get("Modality", "")) or None
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
-    return Scan(voxels, affine, modality=modality, name=name, notes=tuple(notes))
+    source = _source(slices, dict(members))
+    return Scan(voxels, affine, modality=modality, name=name, notes=tuple(notes), source=source)
+
+
+def _source(slices: list[_Slice], headers: dict[Path, Dataset]) -> DicomSource:
+    """What is kept of the slices that became the scan; the first one's header is cut down in place."""
+    identities = {
+        path: {key: str(headers[path].get(key) or "") for key in IDENTITY}
+        for path in {piece.path for piece in slices}
+    }
+    first = slices[0]
+    header = headers[first.path]
+    # By tag, so that no value is decoded: one that its scanner wrote wrongly is no reason to refuse the scan.
+    bulky = {tag_for_keyword(keyword) for keyword in BULKY}
+    for tag in list(header.keys()):
+        if tag.is_private or tag.group >= FIRST_BULKY_GROUP or tag in bulky:
+            del header[tag]
+    return DicomSource(
+        header,
+        tuple(SourceSlice(identities[piece.path], piece.frame, piece.position) for piece in slices),
+        first.orientation,
+        first.spacing,
+        first.shape,
+    )
 
 
 def _slices(path: Path, header: Dataset, name: str) -> list[_Slice]:

@@ -1,9 +1,9 @@
-"""What a prediction leaves behind: prediction.json, saliency as NIfTI, the viewer's data and a report."""
+"""What a prediction leaves behind: prediction.json, saliency as NIfTI and DICOM, the viewer's data and reports."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,26 @@ def write_results(
     task: Task,
     results: Mapping[str, Prediction],
     mask: np.ndarray | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Path]:
-    """Writes prediction.json, <model>_saliency.nii.gz and report.html.
+    """Writes prediction.json, <model>_saliency.nii.gz, report.html and report.pdf.
+
+    For a scan that was read from DICOM also <model>_saliency.dcm and <model>_segmentation.dcm, which refer to
+    its series.
+
+    Args:
+        folder: where to; it is made.
+        scan, task, results: of `mst.predict`.
+        mask: the lesion mask, bool on the scan's grid.
+        tell: called with a sentence where the DICOM files could not be written; the rest is, all the same.
 
     Returns:
         The files by their names.
     """
+    # Here, since both take a while to import and nothing else needs them.
+    from mst.dicom_export import DicomExportError, write_dicom_saliency
+    from mst.pdf_report import report_pdf
+
     folder.mkdir(parents=True, exist_ok=True)
     record = prediction_record(scan, task, results)
     files = {}
@@ -140,6 +154,14 @@ def write_results(
     payload = results_payload(scan, task, results, mask)
     report.write_text(report_html(record, payload, title=f"{task.title} - {scan.name}"), encoding="utf-8")
     files[report.name] = report
+    document = folder / "report.pdf"
+    document.write_bytes(report_pdf(record, scan, task, results, display_window(scan, task), mask))
+    files[document.name] = document
+    if scan.source is not None:
+        try:
+            files |= write_dicom_saliency(folder, scan, results)
+        except DicomExportError as error:
+            tell(str(error))
     # Last, so that whoever finds prediction.json finds the rest as well.
     summary = folder / "prediction.json"
     summary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,9 @@ from nibabel.filebasedimages import ImageFileError
 from scipy.ndimage import map_coordinates
 
 from mst.errors import ScanError
+
+if TYPE_CHECKING:
+    from mst.dicom import DicomSource
 
 # Both libraries would otherwise print to standard error beside the one sentence that a user gets.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -52,6 +56,8 @@ class Scan:
         modality: "CT", "MR" or None where the file does not say.
         name: what to call it on a page: a file or series name, never a full path.
         notes: what the reader decided for the user, one sentence each ("Of 3 series, took the one with ...").
+        source: the DICOM series whose slice k is `voxels[:, :, k].T`; None for other formats, and for a scan
+            that was brought to other axes. Never printed: it names the patient.
 
     >>> scan = Scan(np.zeros((4, 5, 6), np.float32), np.diag([2.0, 2.0, 3.0, 1.0]))
     >>> scan.spacing
@@ -65,6 +71,7 @@ class Scan:
     modality: str | None = None
     name: str = "scan"
     notes: tuple[str, ...] = field(default=())
+    source: DicomSource | None = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,7 +118,8 @@ class Scan:
         voxels = nib.orientations.apply_orientation(self.voxels, transform)
         affine = self.affine @ nib.orientations.inv_ornt_aff(transform, self.shape)
         # A view: a chest CT takes hundreds of megabytes, and what follows copies only a region of it.
-        return replace(self, voxels=voxels, affine=affine)
+        # Its slices may no longer be the source's.
+        return replace(self, voxels=voxels, affine=affine, source=None)
 
     def from_canonical(self, volume: np.ndarray) -> np.ndarray:
         """A volume on `canonical()`'s grid, put back on this scan's own grid, shape (I, J, K)."""

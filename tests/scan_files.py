@@ -57,12 +57,12 @@ def dicom_series(
     folder.mkdir(parents=True, exist_ok=True)
     voxels, affine = volume(seed), lps_affine(directions)
     order = np.random.default_rng(5).permutation(count)
-    series, frame = series or generate_uid(), generate_uid()
+    series, study, frame = series or generate_uid(), generate_uid(), generate_uid()
     paths = []
     for number, k in enumerate(order):
         if k in skip:
             continue
-        data = _image(CTImageStorage, series, frame, description)
+        data = _image(CTImageStorage, study, series, frame, description)
         data.InstanceNumber = number + 1
         data.ImagePositionPatient = [float(v) for v in affine[:3, 3] + k * affine[:3, 2]]
         data.ImageOrientationPatient = [float(v) for v in directions[:2].ravel()]
@@ -82,7 +82,7 @@ def dicom_series(
 def enhanced_dicom(path: Path, directions: np.ndarray = AXIAL) -> Path:
     """The same volume as one enhanced multi-frame file, its frames out of order."""
     voxels, affine = volume(), lps_affine(directions)
-    data = _image(EnhancedCTImageStorage, generate_uid(), generate_uid(), "ENHANCED")
+    data = _image(EnhancedCTImageStorage, generate_uid(), generate_uid(), generate_uid(), "ENHANCED")
     measures, orientation, scaling = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing, measures.SliceThickness = [SPACING[1], SPACING[0]], 2.5
     orientation.ImageOrientationPatient = [float(v) for v in directions[:2].ravel()]
@@ -106,13 +106,13 @@ def enhanced_dicom(path: Path, directions: np.ndarray = AXIAL) -> Path:
     return path
 
 
-def _image(kind: str, series: str, frame: str, description: str) -> FileDataset:
+def _image(kind: str, study: str, series: str, frame: str, description: str) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kind, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = kind, meta.MediaStorageSOPInstanceUID
-    data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID = series, generate_uid(), frame
+    data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID = series, study, frame
     data.Modality, data.SeriesDescription, data.SeriesNumber = "CT", description, 4
     data.PatientName, data.PatientID = "Secret^Name", "12345"
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mst.coordinates import parse_center
 from mst.dashboard import cards
 from mst.dashboard.store import belong_together, open_scan, recall, remember
 from mst.data.examples import EXAMPLES, example_file
+from mst.dicom_export import why_not
 from mst.models import CheckpointError, list_checkpoints
 from mst.models.loading import checkpoint_grid, checkpoints_folder
 from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
@@ -27,8 +29,15 @@ from mst.viewer import locator_html, viewer_html
 
 log = logging.getLogger(__name__)
 UNEXPECTED = "Something went wrong that this page did not expect; your scan and earlier results are kept. "
-FILES = ("mst_saliency.nii.gz", "resnet_saliency.nii.gz", "prediction.json", "report.html")
-FILE_LABELS = ("MST saliency (NIfTI)", "ResNet saliency (NIfTI)", "prediction.json", "Report (HTML)")
+DICOM_ZIP = "saliency_dicom.zip"
+FILES = {
+    "mst_saliency.nii.gz": "MST saliency (NIfTI)",
+    "resnet_saliency.nii.gz": "ResNet saliency (NIfTI)",
+    DICOM_ZIP: "Saliency (DICOM)",
+    "prediction.json": "prediction.json",
+    "report.html": "Report (HTML)",
+    "report.pdf": "Report (PDF)",
+}
 
 
 def build_explore_page() -> None:
@@ -92,7 +101,10 @@ def build_explore_page() -> None:
             locator = gr.HTML(cards.EMPTY, elem_id="locator", padding=False, apply_default_css=False)
             results = gr.HTML("", elem_id="results", padding=False, apply_default_css=False)
             with gr.Row(elem_id="downloads", visible=False) as downloads:
-                buttons = [gr.DownloadButton(label, size="sm", visible=False) for label in FILE_LABELS]
+                buttons = [
+                    gr.DownloadButton(label, size="sm", min_width=140, visible=False)
+                    for label in FILES.values()
+                ]
     gr.HTML(cards.FOOTER, padding=False, apply_default_css=False)
 
     inputs = [scan, task, center, mask, side, pre]
@@ -272,7 +284,7 @@ def _explain(
             facts,
             cards.prediction_cards(task, results) + viewer,
             gr.update(visible=True),
-            *(gr.update(interactive=False, visible=_made(name, results)) for name in FILES),
+            *(gr.update(interactive=False, visible=_made(name, scan, results)) for name in FILES),
         ]
     except (ScanError, CheckpointError, ValueError) as error:
         return [cards.alert(str(error)), *kept]
@@ -288,7 +300,15 @@ def _write_files(request: gr.Request) -> list[Any]:
         return [gr.update(visible=False) for _ in FILES]
     scan, task, results, mask = kept
     folder = Path(tempfile.mkdtemp(prefix="result-", dir=_cache_folder()))
-    files = write_results(folder, scan, task, results, mask)
+    files = write_results(folder, scan, task, results, mask, tell=gr.Info)
+    objects = [path for name, path in files.items() if name.endswith(".dcm")]
+    if objects:
+        # One file to send to an archive, and far smaller: the objects themselves are not compressed.
+        with zipfile.ZipFile(folder / DICOM_ZIP, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in objects:
+                archive.write(path, path.name)
+                path.unlink()
+        files[DICOM_ZIP] = folder / DICOM_ZIP
     return [
         gr.update(value=str(files[name]), visible=True, interactive=True)
         if name in files
@@ -297,8 +317,10 @@ def _write_files(request: gr.Request) -> list[Any]:
     ]
 
 
-def _made(file: str, results: Mapping[str, Prediction]) -> bool:
+def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:
     """Whether a result of these models has that file."""
+    if file == DICOM_ZIP:
+        return scan.source is not None and why_not(scan) is None
     return not file.endswith("_saliency.nii.gz") or file.split("_")[0] in results
 
 

@@ -1,17 +1,21 @@
 """The page as people use it, in Chromium, and the web API beside it."""
 
 import gzip
+import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect
+from scan_files import dicom_series
 from serving import serve_dashboard
 
 from mst.data.examples import example_file, example_scan
@@ -37,6 +41,14 @@ def _upload(page: Page, *files: Path) -> None:
 def _explain(page: Page) -> None:
     page.click("#run")
     page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=90_000)
+
+
+def _download(page: Page, label: str) -> bytes:
+    button = page.locator("#downloads").get_by_text(label)
+    expect(button).to_be_enabled(timeout=30_000)
+    with page.expect_download() as download:
+        button.click()
+    return download.value.path().read_bytes()
 
 
 def test_from_upload_to_two_linked_viewers(page: Page, url: str, nodule: Path) -> None:
@@ -80,16 +92,42 @@ def test_downloads_hold_the_result(page: Page, url: str, nodule: Path) -> None:
     _upload(page, nodule)
     page.wait_for_selector("[data-testid=locator]", timeout=60_000)
     _explain(page)
-    for label, check in (("prediction.json", "task"), ("MST saliency", None)):
-        button = page.locator("#downloads").get_by_text(label)
-        expect(button).to_be_enabled(timeout=30_000)
-        with page.expect_download() as download:
-            button.click()
-        path = download.value.path()
-        if check:
-            assert json.loads(path.read_text())[check] == "chest-ct"
-        else:
-            assert nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes())).shape
+    content = _download(page, "prediction.json")
+    assert json.loads(content)["task"] == "chest-ct"
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(_download(page, "MST saliency"))).shape
+    assert _download(page, "Report (PDF)").startswith(b"%PDF-")
+    expect(page.locator("#downloads")).not_to_contain_text("DICOM")
+
+
+def test_a_dicom_upload_offers_its_saliency_as_dicom(page: Page, url: str, tmp_path: Path) -> None:
+    page.goto(url)
+    _upload(page, *dicom_series(tmp_path / "dicom"))
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+    with zipfile.ZipFile(io.BytesIO(_download(page, "Saliency (DICOM)"))) as archive:
+        assert sorted(archive.namelist()) == [
+            "mst_saliency.dcm",
+            "mst_segmentation.dcm",
+            "resnet_saliency.dcm",
+            "resnet_segmentation.dcm",
+        ]
+        saliency = pydicom.dcmread(io.BytesIO(archive.read("mst_saliency.dcm")))
+    assert saliency.PatientID == "12345"
+
+
+def test_a_series_that_cannot_be_referred_to_is_told(page: Page, url: str, tmp_path: Path) -> None:
+    paths = dicom_series(tmp_path / "dicom")
+    for path in paths:
+        data = pydicom.dcmread(path)
+        del data.FrameOfReferenceUID
+        data.save_as(path)
+    page.goto(url)
+    _upload(page, *paths)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+    expect(page.get_by_text("the series has no FrameOfReferenceUID")).to_be_visible(timeout=30_000)
+    assert _download(page, "Report (PDF)").startswith(b"%PDF-")
+    expect(page.locator("#downloads")).not_to_contain_text("DICOM")
 
 
 def test_a_click_in_the_scan_chooses_the_spot(page: Page, url: str, nodule: Path) -> None:

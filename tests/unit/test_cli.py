@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+import pydicom
 import pytest
+from scan_files import dicom_series
 
 from mst.cli import main
 from mst.coordinates import parse_center
@@ -17,7 +21,7 @@ def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return example_file("chest-round", tmp_path_factory.mktemp("examples"))
 
 
-def test_predict_writes_its_four_files(nodule: Path, tmp_path: Path, capsys) -> None:
+def test_predict_writes_its_five_files(nodule: Path, tmp_path: Path, capsys) -> None:
     center = "-65.0,12.5,-116"
     status = main(["predict", str(nodule), "--task", "chest-ct", "--out", str(tmp_path), "--center", center])
     assert status == 0
@@ -25,6 +29,7 @@ def test_predict_writes_its_four_files(nodule: Path, tmp_path: Path, capsys) -> 
         "mst_saliency.nii.gz",
         "prediction.json",
         "report.html",
+        "report.pdf",
         "resnet_saliency.nii.gz",
     ]
     record = json.loads((tmp_path / "prediction.json").read_text())
@@ -35,6 +40,42 @@ def test_predict_writes_its_four_files(nodule: Path, tmp_path: Path, capsys) -> 
     }
     out = capsys.readouterr()
     assert "Medical Slice Transformer" in out.out
+    assert out.err == ""
+
+
+def test_a_dicom_scan_gets_its_saliency_as_dicom(tmp_path: Path, capsys) -> None:
+    dicom_series(tmp_path / "dicom")
+    arguments = ["predict", str(tmp_path / "dicom"), "--task", "chest-ct", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    objects = {path.name: pydicom.dcmread(path) for path in (tmp_path / "out").glob("*.dcm")}
+    assert set(objects) == {
+        f"{model}_{kind}.dcm" for model in ("mst", "resnet") for kind in ("saliency", "segmentation")
+    }
+    for model in ("mst", "resnet"):
+        saliency = nib.load(tmp_path / "out" / f"{model}_saliency.nii.gz").get_fdata(dtype=np.float32)
+        assert objects[f"{model}_saliency.dcm"].pixel_array.max() == saliency.max()
+    out = capsys.readouterr()
+    assert "NIfTI and DICOM" in out.out
+    assert out.err == ""
+
+
+def test_a_series_that_cannot_be_referred_to_keeps_the_other_results(tmp_path: Path, capsys) -> None:
+    for path in dicom_series(tmp_path / "dicom"):
+        data = pydicom.dcmread(path)
+        del data.FrameOfReferenceUID
+        data.save_as(path)
+    arguments = ["predict", str(tmp_path / "dicom"), "--task", "chest-ct", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "mst_saliency.nii.gz",
+        "prediction.json",
+        "report.html",
+        "report.pdf",
+        "resnet_saliency.nii.gz",
+    ]
+    out = capsys.readouterr()
+    message = "note: The saliency was not written as DICOM: the series has no FrameOfReferenceUID."
+    assert out.out.count(message) == 1
     assert out.err == ""
 
 

@@ -178,7 +178,14 @@ def test_a_person_chooses_among_all_checkpoints_of_a_study(
 
 def test_written_results_hold_what_the_design_names(scan: Scan, results: dict, tmp_path: Path) -> None:
     files = write_results(tmp_path / "out", scan, CHEST, results)
-    assert set(files) == {"prediction.json", "report.html", "mst_saliency.nii.gz", "resnet_saliency.nii.gz"}
+    assert set(files) == {
+        "prediction.json",
+        "report.html",
+        "report.pdf",
+        "mst_saliency.nii.gz",
+        "resnet_saliency.nii.gz",
+    }
+    assert files["report.pdf"].read_bytes().startswith(b"%PDF-")
     record = json.loads(files["prediction.json"].read_text())
     assert record["task"] == "chest-ct"
     assert record["scan"]["shape"] == list(scan.shape)
