@@ -48,7 +48,7 @@ def figures() -> str:
         *rows,
         f"| diameter alone | {first['baseline_diameter_auc']:.2f} | | | |",
         "",
-        "Command: `python train.py all --data ../shared/lidc-nodules`. " + "What this means:",
+        "Command: `python train.py all --data DATA`. What this means:",
         "",
         *verdicts,
     ]
