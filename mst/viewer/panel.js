@@ -124,6 +124,11 @@
       return [xaxis.range.slice(), yaxis.range.slice()];
     }
 
+    get zoomed() {
+      const [[from, to]] = this.ranges();
+      return Math.abs(to - from) < 0.98 * this.width;
+    }
+
     // Where the slice lies on the canvas; kept, so that a step through the slices measures nothing.
     place() {
       const layout = this.plot._fullLayout;
@@ -135,6 +140,9 @@
       const left = (xaxis._offset + xaxis.d2p(0)) * ratio, right = (xaxis._offset + xaxis.d2p(this.width)) * ratio;
       const top = (yaxis._offset + yaxis.d2p(0)) * ratio, bottom = (yaxis._offset + yaxis.d2p(this.height)) * ratio;
       this.at = { ratio, width, height, left, top, right, bottom };
+      // A finger moving up or down scrolls the page, sideways the slices; in a slice that is larger than its frame it
+      // moves the slice.
+      this.frame.style.touchAction = this.zoomed ? "none" : "pan-y";
     }
 
     // ---- pointer
@@ -143,6 +151,9 @@
       const { frame, viewer } = this;
       const touches = new Map();
       let drag = null;
+      const begin = (kind, { clientX: x, clientY: y }) => {
+        drag = { kind, x, y, slice: viewer.slice, window: viewer.view.window.slice(), ranges: this.ranges(), spread: spreadOf(touches) };
+      };
       frame.addEventListener("contextmenu", (event) => event.preventDefault());
       frame.addEventListener("pointerdown", (event) => {
         if (event.target.closest(".modebar")) return;
@@ -150,8 +161,7 @@
         if (event.pointerType === "touch") touches.set(event.pointerId, event);
         const kind = touches.size > 1 ? "pinch" : event.button === 2 ? "window" : event.button === 1 || event.shiftKey ? "pan" : "press";
         if (kind === "pan") event.preventDefault();
-        drag = { kind, x: event.clientX, y: event.clientY, slice: viewer.slice, window: viewer.view.window.slice(), ranges: this.ranges(),
-          spread: spreadOf(touches) };
+        begin(kind, event);
         frame.setPointerCapture(event.pointerId);
       });
       frame.addEventListener("pointermove", (event) => {
@@ -160,7 +170,7 @@
         const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
         if (drag.kind === "press" && Math.max(Math.abs(dx), Math.abs(dy)) > DRAG_START) {
           // A finger that moves up or down scrolls the page; the browser keeps that gesture to itself.
-          drag.kind = "scroll";
+          drag.kind = event.pointerType === "touch" && this.zoomed ? "pan" : "scroll";
           drag.across = Math.abs(dx) > Math.abs(dy);
         }
         if (drag.kind === "scroll") {
@@ -170,7 +180,7 @@
         else if (drag.kind === "pan") this.pan(drag.ranges, dx, dy);
         else if (drag.kind === "pinch" && touches.size > 1) {
           const spread = spreadOf(touches);
-          this.zoom(drag.spread.size / Math.max(spread.size, 1), spread, drag.ranges);
+          this.zoom(drag.spread.size / Math.max(spread.size, 1), spread, drag.ranges, drag.spread);
         }
       });
       const end = (event) => {
@@ -179,7 +189,9 @@
           const at = this.under(event);
           if (at) viewer.goTo(viewer.indexAt(at), true);
         }
-        drag = touches.size ? drag : null;
+        drag = null;
+        // Of two fingers one is left: it moves what was just enlarged, and lifting it is no tap.
+        if (touches.size) begin(touches.size > 1 ? "pinch" : this.zoomed ? "pan" : "none", [...touches.values()][0]);
       };
       frame.addEventListener("pointerup", end);
       frame.addEventListener("pointercancel", end);
@@ -199,16 +211,17 @@
       this.viewer.look(this, [x.map((v) => v - mx), y.map((v) => v - my)]);
     }
 
-    // factor below 1 comes closer; the place under `focus` (client pixels) stays where it is.
-    zoom(factor, focus = null, ranges = this.ranges()) {
+    // factor below 1 comes closer; the place that was under `from` (client pixels) comes to lie under `focus`.
+    zoom(factor, focus = null, ranges = this.ranges(), from = focus) {
       const { xaxis, yaxis } = this.plot._fullLayout;
       const box = this.frame.getBoundingClientRect();
-      const part = focus
-        ? [(focus.x - box.left - xaxis._offset) / xaxis._length, (focus.y - box.top - yaxis._offset) / yaxis._length]
-        : [0.5, 0.5];
-      const [x, y] = ranges.map(([from, to], i) => {
-        const at = from + part[i] * (to - from);
-        return [at + (from - at) * factor, at + (to - at) * factor];
+      const part = (point) => (point
+        ? [(point.x - box.left - xaxis._offset) / xaxis._length, (point.y - box.top - yaxis._offset) / yaxis._length]
+        : [0.5, 0.5]);
+      const before = part(from), after = part(focus);
+      const [x, y] = ranges.map(([low, high], i) => {
+        const start = low + (before[i] - after[i] * factor) * (high - low);
+        return [start, start + factor * (high - low)];
       });
       const span = x[1] - x[0];
       if (span > 1.02 * Math.max(this.width, ranges[0][1] - ranges[0][0]) && factor > 1) this.viewer.look(this, [[0, this.width], [this.height, 0]]);

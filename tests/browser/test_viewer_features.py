@@ -1,86 +1,18 @@
 """What the viewers offer beyond scrolling: panels, planes, windows, colours, links, pictures; and axe-core."""
 
 import io
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
-from test_viewer_page import PREDICTION, SHAPE, current, layers, marked_scan, picture
+from viewing import SHAPE, Open, choose, colourful, current, layers, picture, settle, viewer_of
 
 from mst.scan import Scan
-from mst.viewer import Layer, NativeMap, report_html, viewer_payload
+from mst.viewer import Layer
 
 pytestmark = pytest.mark.browser
-Open = Callable[..., Page]
-
-
-def coarse_layers() -> list[Layer]:
-    """The usual layers; the MST's also at its own resolution of 5 x 5 voxels a patch."""
-    mst, *others = layers()
-    patches = np.zeros((8, 6, 20), np.float32)
-    patches[0:2, 0:2, 5] = 1
-    native = NativeMap(patches, (-0.5, -0.5, -0.5), (5, 5, 1))
-    return [Layer(mst.key, mst.label, mst.volume, native=native), *others]
-
-
-@pytest.fixture
-def opened(page: Page, tmp_path: Path) -> Open:
-    def opening(
-        link: str = "", shown: list[Layer] | None = None, scan: Scan | None = None, **options: Any
-    ) -> Page:
-        shown = coarse_layers() if shown is None else shown
-        payload = viewer_payload(
-            scan or marked_scan(),
-            shown,
-            plane="axial",
-            window=(-1000, 200),
-            windows=[("Lung", -1000, 200), ("Bone", -500, 1300)],
-            unit="HU",
-            title="marked",
-            **options,
-        )
-        path = tmp_path / "report.html"
-        path.write_text(report_html(PREDICTION, payload, title="A report"), encoding="utf-8")
-        page.goto(path.as_uri() + link)
-        page.wait_for_selector("[data-testid=viewer][data-ready=true]")
-        return page
-
-    return opening
-
-
-def viewer_of(page: Page) -> Any:
-    return page.locator("[data-testid=viewer]")
-
-
-def settle(page: Page) -> None:
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(350)
-
-
-def choose(page: Page, label: str, value: str) -> None:
-    """Sets something of the display menu, which is opened and closed again."""
-    button = page.get_by_role("button", name="Display")
-    button.click()
-    menu = page.get_by_role("group", name="Display")
-    field = menu.get_by_label(
-        label, exact=label not in ("Level", "Width")
-    ).first  # whose labels end with the unit
-    if field.evaluate("node => node.tagName") == "SELECT":
-        field.select_option(value)
-    else:
-        field.fill(value)
-        field.press("Tab")
-    button.click()
-    settle(page)
-
-
-def colourful(shown: np.ndarray, least: float = 25) -> np.ndarray:
-    return np.ptp(shown, axis=2) > least
 
 
 # ---- panels
