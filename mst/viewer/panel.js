@@ -169,9 +169,10 @@
         if (touches.has(event.pointerId)) touches.set(event.pointerId, event);
         const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
         if (drag.kind === "press" && Math.max(Math.abs(dx), Math.abs(dy)) > DRAG_START) {
-          // A finger that moves up or down scrolls the page; the browser keeps that gesture to itself.
-          drag.kind = event.pointerType === "touch" && this.zoomed ? "pan" : "scroll";
           drag.across = Math.abs(dx) > Math.abs(dy);
+          const finger = event.pointerType === "touch";
+          // A finger that moves up or down scrolls the page, which is the browser's part.
+          drag.kind = finger && this.zoomed ? "pan" : finger && !drag.across ? "none" : "scroll";
         }
         if (drag.kind === "scroll") {
           const pixels = MST.clamp((drag.across ? frame.clientWidth : frame.clientHeight) / viewer.count, 2, 14);
@@ -207,7 +208,8 @@
 
     pan([x, y], dx, dy) {
       const { xaxis, yaxis } = this.plot._fullLayout;
-      const mx = (dx / xaxis._length) * (x[1] - x[0]), my = (dy / yaxis._length) * (y[1] - y[0]);
+      // The vertical range starts at the lower edge.
+      const mx = (dx / xaxis._length) * (x[1] - x[0]), my = (-dy / yaxis._length) * (y[1] - y[0]);
       this.viewer.look(this, [x.map((v) => v - mx), y.map((v) => v - my)]);
     }
 
@@ -216,7 +218,7 @@
       const { xaxis, yaxis } = this.plot._fullLayout;
       const box = this.frame.getBoundingClientRect();
       const part = (point) => (point
-        ? [(point.x - box.left - xaxis._offset) / xaxis._length, (point.y - box.top - yaxis._offset) / yaxis._length]
+        ? [(point.x - box.left - xaxis._offset) / xaxis._length, 1 - (point.y - box.top - yaxis._offset) / yaxis._length]
         : [0.5, 0.5]);
       const before = part(from), after = part(focus);
       const [x, y] = ranges.map(([low, high], i) => {

@@ -188,11 +188,24 @@ def test_a_click_sets_the_crosshair_in_every_plane(opened: Open) -> None:
 
 def test_zoom_at_the_pointer_is_linked(opened: Open) -> None:
     page = opened()
-    page.locator("[data-panel=mst] .mstv-frame").hover()
+    box = page.locator("[data-panel=mst] .mstv-frame").bounding_box()
+    assert box
+    place = (box["x"] + box["width"] * 30.5 / 40, box["y"] + box["height"] * 6.5 / 30)
+    page.mouse.move(*place)
+    before = page.locator(".mstv-readout").inner_text()
     page.keyboard.down("Control")
     page.mouse.wheel(0, -120)
     page.keyboard.up("Control")
     page.wait_for_timeout(400)
+    page.mouse.move(place[0] + 1, place[1])
+    assert page.locator(".mstv-readout").inner_text() == before  # the same voxel lies under the pointer
+    # Moved with the middle button, the slice follows the pointer.
+    page.mouse.down(button="middle")
+    page.mouse.move(place[0] - 40, place[1] + 30, steps=4)
+    page.mouse.up(button="middle")
+    page.wait_for_timeout(400)
+    page.mouse.move(place[0] - 39, place[1] + 30)
+    assert page.locator(".mstv-readout").inner_text() == before
     spans = page.evaluate(
         "['scan', 'mst', 'resnet'].map((kind) => document.querySelector(`[data-panel=${kind}] .mstv-plot`)"
         "._fullLayout.xaxis.range).map(([a, b]) => b - a)"
