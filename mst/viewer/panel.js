@@ -298,19 +298,27 @@
       const { viewer, at, space } = this;
       const { left, top, right, bottom } = at;
       const { context } = this;
-      context.fillStyle = "#000";
-      context.fillRect(0, 0, at.width, at.height);
+      if (left > 0.5 || top > 0.5 || right < at.width - 0.5 || bottom < at.height - 0.5) {
+        context.fillStyle = "#000";
+        context.fillRect(0, 0, at.width, at.height);
+      }
       context.imageSmoothingEnabled = true;
       context.imageSmoothingQuality = at.ratio * space.columns.count > 1.5 * (right - left) ? "high" : "low";
-      context.drawImage(viewer.base(space), left, top, right - left, bottom - top);
+      const put = (image) => context.drawImage(image, left, top, right - left, bottom - top);
       const style = this.layer ? viewer.view.style : "filled";
-      if (this.kind !== "scan" && viewer.view.opacity > 0) {
-        if (style !== "contours" && this.paint()) {
-          context.imageSmoothingEnabled = viewer.view.map === "smooth";
-          context.drawImage(this.image, left, top, right - left, bottom - top);
-        }
-        if (style !== "filled") this.drawContours(context);
+      const over = this.kind !== "scan" && viewer.view.opacity > 0;
+      const filled = over && style !== "contours", smooth = viewer.view.map === "smooth";
+      const base = viewer.base(space);
+      if (filled) {
+        this.paint();
+        // Enlarging an image is what a frame costs most: where slice and map are enlarged alike, they are joined before.
+        if (smooth) blend(this.words, base.words);
+        this.imageContext.putImageData(this.pixels, 0, 0);
       }
+      if (!filled || !smooth) put(base.canvas);
+      context.imageSmoothingEnabled = smooth;
+      if (filled) put(this.image);
+      if (over && style !== "filled") this.drawContours(context);
       if (this.kind !== "scan") this.drawRegion(context);
       this.drawRuler(context);
       if (viewer.mask && (this.kind === "mask" || (viewer.view.outline && this.kind !== "scan"))) this.drawOutline(context);
@@ -340,8 +348,6 @@
           for (let i = 0; i < words.length; i++) words[i] = colors[(a[i] >= mst.cut) | ((b[i] >= resnet.cut) << 1)];
         }
       }
-      this.imageContext.putImageData(this.pixels, 0, 0);
-      return true;
     }
 
     stroke(context, lines, color, width, dash = []) {
@@ -392,8 +398,12 @@
     drawOutline(context) {
       const { viewer, space } = this;
       const { rows, columns } = space;
-      const codes = cut(space, this.here, viewer.mask.codes, viewer.buffer("a", rows.count * columns.count));
-      this.stroke(context, borders((i) => codes[i] > 127, rows.count, columns.count), MODEL_COLORS.mask, 1.6);
+      const kept = (viewer.outlines[space.plane] ??= { slice: -1 });
+      if (kept.slice !== this.here) {
+        const codes = cut(space, this.here, viewer.mask.codes, viewer.buffer("a", rows.count * columns.count));
+        Object.assign(kept, { slice: this.here, lines: borders((i) => codes[i] > 127, rows.count, columns.count) });
+      }
+      this.stroke(context, kept.lines, MODEL_COLORS.mask, 1.6);
     }
 
     // The chosen place, with a gap that leaves it visible.
@@ -434,6 +444,18 @@
       context.strokeText(`${mm} mm`, x, y - 8 * ratio);
       context.fillStyle = "#fff";
       context.fillText(`${mm} mm`, x, y - 8 * ratio);
+    }
+  }
+
+  // Lays colours over greys, pixel by pixel.
+  function blend(words, grays) {
+    for (let i = 0; i < words.length; i++) {
+      const color = words[i], alpha = color >>> 24;
+      if (alpha === 0) { words[i] = grays[i]; continue; }
+      const gray = grays[i] & 255, part = alpha / 255;
+      const red = gray + ((color & 255) - gray) * part, green = gray + (((color >> 8) & 255) - gray) * part;
+      const blue = gray + (((color >> 16) & 255) - gray) * part;
+      words[i] = (0xff000000 | ((blue + 0.5) << 16) | ((green + 0.5) << 8) | (red + 0.5)) >>> 0;
     }
   }
 

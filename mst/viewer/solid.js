@@ -69,7 +69,7 @@
         { type: "scatter3d", mode: "lines", ...column(corners), line: { color: SLICE_COLOR, width: 4 }, hoverinfo: "skip", showlegend: false });
       const { muted } = theme(root);
       const axis = (title) => ({ title: { text: title }, color: muted, showbackground: false, gridcolor: "rgba(128,128,128,.25)", zeroline: false });
-      const plot = element("div", { class: "mstv-solid-plot", role: "img", "aria-label": "Scan and saliency in 3D" });
+      const plot = element("div", { class: "mstv-solid-plot", role: "group", "aria-label": "Scan and saliency in 3D" });
       const toggle = (name, color, trace) => element("button", { type: "button", class: "mstv-key", style: `--key:${color}`, "aria-pressed": "true",
         onclick: ({ currentTarget: button }) => {
           const on = button.getAttribute("aria-pressed") !== "true";

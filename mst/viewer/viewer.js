@@ -92,6 +92,7 @@
       this.spaces = Object.fromEntries(PLANES.map((plane) =>
         [plane, geometry(plane, this.data.shape, this.data.spacing, this.view.convention === "neurological")]));
       this.bases = {};
+      this.outlines = {}; // the mask's, of the slice that each plane shows
     }
 
     // The voxel with the most saliency in the slice that a model weighs most.
@@ -272,11 +273,11 @@
       return `Dice ${this.shared.dice.toFixed(2)}`;
     }
 
-    // A slice in grey, painted once for all panels of its plane.
+    // A slice in grey, painted once for all panels of its plane: { canvas, words }.
     base(space) {
       const slice = this.index[space.depth.axis];
       const kept = (this.bases[space.plane] ??= { canvas: document.createElement("canvas"), slice: -1 });
-      if (kept.slice === slice) return kept.canvas;
+      if (kept.slice === slice) return kept;
       const { rows, columns } = space;
       if (!kept.pixels) {
         Object.assign(kept.canvas, { width: columns.count, height: rows.count });
@@ -289,7 +290,7 @@
       for (let i = 0; i < words.length; i++) words[i] = grays[words[i]];
       kept.context.putImageData(kept.pixels, 0, 0);
       kept.slice = slice;
-      return kept.canvas;
+      return kept;
     }
 
     buffer(name, size) {

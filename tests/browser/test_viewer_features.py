@@ -365,6 +365,11 @@ def test_axe_finds_nothing(opened: Open, page: Page, scheme: str) -> None:
             page.locator(".mstv-menus").get_by_role("button", name=menu).first.click()
         found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
         assert found.violations_count == 0, found.generate_report()
+    for view in ("3D", "MIP"):
+        page.get_by_role("tab", name=view).click()
+        page.wait_for_timeout(1000)
+        found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
+        assert found.violations_count == 0, found.generate_report()
 
 
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(opened: Open) -> None:
