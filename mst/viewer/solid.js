@@ -80,10 +80,12 @@
         toggle("Scan surface", SCAN_COLOR, 0), ...bodies.map((body, i) => toggle(SHORT[body.key] || body.key, MODEL_COLORS[body.key], 1 + i)),
         element("span", { class: "mstv-key mstv-key-line" }, "Current slice"));
       this.node.append(keys, plot);
+      // A phone's tall frame shows less to the sides: the scan is seen from farther away.
+      const far = clamp(plot.clientHeight / (plot.clientWidth || 1), 1, 1.8);
       await Plotly.newPlot(plot, traces, {
         margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", font: { color: muted, size: 11 },
         scene: { aspectmode: "data", xaxis: axis("left – right (mm)"), yaxis: axis("back – front (mm)"), zaxis: axis("foot – head (mm)"),
-          camera: { eye: { x: -1.12, y: 1.12, z: 0.66 }, center: { x: 0, y: 0, z: -0.06 } } },
+          camera: { eye: { x: -1.3 * far, y: 1.3 * far, z: 0.72 * far }, center: { x: 0, y: 0, z: -0.1 } } },
       }, { displaylogo: false, responsive: true,
         // Plotly draws four times the screen's pixels by default, which turns jerkily without a graphics card.
         plotGlPixelRatio: Math.max(1, window.devicePixelRatio || 1), modeBarButtonsToRemove: ["tableRotation", "resetCameraLastSave3d"] });

@@ -309,8 +309,7 @@
         element("div", { class: "mstv-tabs", role: "tablist", "aria-label": "View" }, ...this.tabs),
         this.buildPlanes(), this.buildWindow(),
         this.layers.length ? this.buildOpacity() : null, this.layers.length ? this.buildThreshold() : null,
-        this.mask ? this.check("Lesion outline", "outline") : null,
-        element("div", { class: "mstv-second" }, this.buildChips(),
+        element("div", { class: "mstv-second" }, this.buildChips(), this.mask ? this.check("Outline", "outline", "Lesion outline") : null,
           element("div", { class: "mstv-menus" }, this.buildDisplay(), this.buildSave(), this.buildHelp())));
       this.panelRow = element("div", { class: "mstv-panels" });
       this.slider = element("input", {
@@ -355,8 +354,8 @@
       return element("label", { class: "mstv-row" }, element("span", {}, label), input);
     }
 
-    check(label, key) {
-      const input = element("input", { type: "checkbox", onchange: () => this.apply({ [key]: input.checked }) });
+    check(label, key, full = label) {
+      const input = element("input", { type: "checkbox", "aria-label": full, title: full, onchange: () => this.apply({ [key]: input.checked }) });
       this.syncs.push((view) => { input.checked = view[key]; });
       return element("label", { class: "mstv-check mstv-only-2d" }, input, label);
     }
@@ -579,7 +578,7 @@
       else if (count <= 4 && width / count >= SMALLEST_PANEL) best = count;
       else if (this.view.layout === "three") best = 3;
       this.panelRow.style.setProperty("--mstv-count", best);
-      this.root.toggleAttribute("data-narrow", width / best < 250);
+      this.root.toggleAttribute("data-narrow", width / best < 290);
     }
 
     togglePanel(kind) {
@@ -845,7 +844,7 @@
       if (!width) return;
       if (this.chart.width !== width || this.chart.height !== height) Object.assign(this.chart, { width, height });
       const context = this.chart.getContext("2d");
-      const { text, line } = theme(this.root);
+      const { text, line, card } = theme(this.root);
       context.clearRect(0, 0, width, height);
       const step = width / this.count;
       const lane = height / this.layers.length;
@@ -865,7 +864,12 @@
         context.globalAlpha = 1;
         context.fillStyle = text;
         context.font = `${11 * ratio}px system-ui, sans-serif`;
-        context.fillText(SHORT[layer.key] || layer.key, 3 * ratio, bottom - lane + 12 * ratio);
+        const name = SHORT[layer.key] || layer.key;
+        context.strokeStyle = card;
+        context.lineWidth = 4 * ratio;
+        context.lineJoin = "round";
+        context.strokeText(name, 3 * ratio, bottom - lane + 12 * ratio);
+        context.fillText(name, 3 * ratio, bottom - lane + 12 * ratio);
       });
       this.drawMarker();
     }
