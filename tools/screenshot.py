@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("--task", default="chest-ct")
     parser.add_argument("--example", default="spiculated")
     parser.add_argument("--stop", choices=("empty", "scan", "results"), default="results")
-    parser.add_argument("--three-d", action="store_true")
+    parser.add_argument("--mask", type=Path, help="a lesion mask beside the scan")
+    parser.add_argument("--view", choices=("2D", "3D", "MIP"), default="2D")
+    parser.add_argument("--touch", action="store_true", help="as a phone shows it")
     parser.add_argument("--full", action="store_true", help="the whole page instead of one screen")
     args = parser.parse_args()
     with serve_dashboard() as url, sync_playwright() as playwright:
@@ -35,6 +37,8 @@ def main() -> None:
         page = browser.new_page(
             viewport={"width": args.width, "height": args.height},
             color_scheme="dark" if args.dark else "light",
+            has_touch=args.touch,
+            is_mobile=args.touch,
         )
         page.on("console", lambda m: print("console:", m.text) if m.type == "error" else None)
         page.goto(url)
@@ -49,12 +53,15 @@ def main() -> None:
                 page.locator("#examples button:visible").filter(has_text=args.example).first.click()
             page.wait_for_selector("[data-testid=locator]", timeout=60_000)
             page.wait_for_timeout(1500)
+            if args.mask:
+                page.set_input_files("#mask input[type=file]", args.mask)
+                page.wait_for_timeout(1500)
         if args.stop == "results":
             page.click("#run")
             page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=120_000)
-            if args.three_d:
-                page.get_by_role("tab", name="3D").click()
-                page.wait_for_timeout(6000)
+            if args.view != "2D":
+                page.get_by_role("tab", name=args.view).click()
+                page.wait_for_timeout(4000)
             page.locator("#results").scroll_into_view_if_needed()
             page.wait_for_timeout(2500)
         page.screenshot(path=args.out, full_page=args.full)

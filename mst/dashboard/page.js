@@ -11,4 +11,10 @@
     const { x, y, z } = event.detail;
     if (field) setText(field, [x, y, z].map((v) => Number(v).toFixed(1)).join(", "));
   });
+  // Gradio has no translation for this button's name and reads out the key.
+  const rename = () => document.querySelectorAll("[aria-label='common.upload']").forEach((button) => {
+    button.setAttribute("aria-label", "Add files");
+    button.title = "Add files";
+  });
+  new MutationObserver(rename).observe(document.documentElement, { childList: true, subtree: true });
 })();

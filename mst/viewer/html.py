@@ -17,7 +17,18 @@ from mst.viewer.payload import DISCLAIMER, locator_payload
 
 HERE = Path(__file__).resolve().parent
 MODEL_NAMES = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
-SCRIPTS = ("slices.js", "page.js", "panel.js", "viewer.js", "locator.js", "save.js", "start.js")
+SCRIPTS = (
+    "slices.js",
+    "page.js",
+    "panel.js",
+    "solid.js",
+    "projection.js",
+    "viewer.js",
+    "locator.js",
+    "gif.js",
+    "save.js",
+    "start.js",
+)
 
 
 def head_html(plotly_url: str | None = None) -> str:

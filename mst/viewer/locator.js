@@ -54,10 +54,19 @@
         this.index[rows.axis] = clamp(rows.flip ? rows.count - 1 - row : row, 0, rows.count - 1);
         this.draw();
       };
-      canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); pick(event); });
+      // A finger that moves up or down scrolls the page: the browser cancels its press, which then has chosen nothing.
+      let before = null;
+      canvas.addEventListener("pointerdown", (event) => {
+        before = this.index.slice();
+        canvas.setPointerCapture(event.pointerId);
+        pick(event);
+      });
       canvas.addEventListener("pointermove", (event) => { if (event.buttons) pick(event); });
       canvas.addEventListener("pointerup", () => this.tell());
-      canvas.addEventListener("pointercancel", () => this.tell());
+      canvas.addEventListener("pointercancel", () => {
+        if (before) this.index = before;
+        this.draw();
+      });
       const scroll = (by) => {
         const { axis, count } = space.depth;
         this.index[axis] = clamp(Math.round(this.index[axis]) + by, 0, count - 1);

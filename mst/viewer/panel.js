@@ -124,6 +124,11 @@
       return [xaxis.range.slice(), yaxis.range.slice()];
     }
 
+    get zoomed() {
+      const [[from, to]] = this.ranges();
+      return Math.abs(to - from) < 0.98 * this.width;
+    }
+
     // Where the slice lies on the canvas; kept, so that a step through the slices measures nothing.
     place() {
       const layout = this.plot._fullLayout;
@@ -135,6 +140,9 @@
       const left = (xaxis._offset + xaxis.d2p(0)) * ratio, right = (xaxis._offset + xaxis.d2p(this.width)) * ratio;
       const top = (yaxis._offset + yaxis.d2p(0)) * ratio, bottom = (yaxis._offset + yaxis.d2p(this.height)) * ratio;
       this.at = { ratio, width, height, left, top, right, bottom };
+      // A finger moving up or down scrolls the page, sideways the slices; in a slice that is larger than its frame it
+      // moves the slice.
+      this.frame.style.touchAction = this.zoomed ? "none" : "pan-y";
     }
 
     // ---- pointer
@@ -143,6 +151,9 @@
       const { frame, viewer } = this;
       const touches = new Map();
       let drag = null;
+      const begin = (kind, { clientX: x, clientY: y }) => {
+        drag = { kind, x, y, slice: viewer.slice, window: viewer.view.window.slice(), ranges: this.ranges(), spread: spreadOf(touches) };
+      };
       frame.addEventListener("contextmenu", (event) => event.preventDefault());
       frame.addEventListener("pointerdown", (event) => {
         if (event.target.closest(".modebar")) return;
@@ -150,8 +161,7 @@
         if (event.pointerType === "touch") touches.set(event.pointerId, event);
         const kind = touches.size > 1 ? "pinch" : event.button === 2 ? "window" : event.button === 1 || event.shiftKey ? "pan" : "press";
         if (kind === "pan") event.preventDefault();
-        drag = { kind, x: event.clientX, y: event.clientY, slice: viewer.slice, window: viewer.view.window.slice(), ranges: this.ranges(),
-          spread: spreadOf(touches) };
+        begin(kind, event);
         frame.setPointerCapture(event.pointerId);
       });
       frame.addEventListener("pointermove", (event) => {
@@ -159,9 +169,10 @@
         if (touches.has(event.pointerId)) touches.set(event.pointerId, event);
         const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
         if (drag.kind === "press" && Math.max(Math.abs(dx), Math.abs(dy)) > DRAG_START) {
-          // A finger that moves up or down scrolls the page; the browser keeps that gesture to itself.
-          drag.kind = "scroll";
           drag.across = Math.abs(dx) > Math.abs(dy);
+          const finger = event.pointerType === "touch";
+          // A finger that moves up or down scrolls the page, which is the browser's part.
+          drag.kind = finger && this.zoomed ? "pan" : finger && !drag.across ? "none" : "scroll";
         }
         if (drag.kind === "scroll") {
           const pixels = MST.clamp((drag.across ? frame.clientWidth : frame.clientHeight) / viewer.count, 2, 14);
@@ -170,7 +181,7 @@
         else if (drag.kind === "pan") this.pan(drag.ranges, dx, dy);
         else if (drag.kind === "pinch" && touches.size > 1) {
           const spread = spreadOf(touches);
-          this.zoom(drag.spread.size / Math.max(spread.size, 1), spread, drag.ranges);
+          this.zoom(drag.spread.size / Math.max(spread.size, 1), spread, drag.ranges, drag.spread);
         }
       });
       const end = (event) => {
@@ -179,7 +190,9 @@
           const at = this.under(event);
           if (at) viewer.goTo(viewer.indexAt(at), true);
         }
-        drag = touches.size ? drag : null;
+        drag = null;
+        // Of two fingers one is left: it moves what was just enlarged, and lifting it is no tap.
+        if (touches.size) begin(touches.size > 1 ? "pinch" : this.zoomed ? "pan" : "none", [...touches.values()][0]);
       };
       frame.addEventListener("pointerup", end);
       frame.addEventListener("pointercancel", end);
@@ -195,20 +208,22 @@
 
     pan([x, y], dx, dy) {
       const { xaxis, yaxis } = this.plot._fullLayout;
-      const mx = (dx / xaxis._length) * (x[1] - x[0]), my = (dy / yaxis._length) * (y[1] - y[0]);
+      // The vertical range starts at the lower edge.
+      const mx = (dx / xaxis._length) * (x[1] - x[0]), my = (-dy / yaxis._length) * (y[1] - y[0]);
       this.viewer.look(this, [x.map((v) => v - mx), y.map((v) => v - my)]);
     }
 
-    // factor below 1 comes closer; the place under `focus` (client pixels) stays where it is.
-    zoom(factor, focus = null, ranges = this.ranges()) {
+    // factor below 1 comes closer; the place that was under `from` (client pixels) comes to lie under `focus`.
+    zoom(factor, focus = null, ranges = this.ranges(), from = focus) {
       const { xaxis, yaxis } = this.plot._fullLayout;
       const box = this.frame.getBoundingClientRect();
-      const part = focus
-        ? [(focus.x - box.left - xaxis._offset) / xaxis._length, (focus.y - box.top - yaxis._offset) / yaxis._length]
-        : [0.5, 0.5];
-      const [x, y] = ranges.map(([from, to], i) => {
-        const at = from + part[i] * (to - from);
-        return [at + (from - at) * factor, at + (to - at) * factor];
+      const part = (point) => (point
+        ? [(point.x - box.left - xaxis._offset) / xaxis._length, 1 - (point.y - box.top - yaxis._offset) / yaxis._length]
+        : [0.5, 0.5]);
+      const before = part(from), after = part(focus);
+      const [x, y] = ranges.map(([low, high], i) => {
+        const start = low + (before[i] - after[i] * factor) * (high - low);
+        return [start, start + factor * (high - low)];
       });
       const span = x[1] - x[0];
       if (span > 1.02 * Math.max(this.width, ranges[0][1] - ranges[0][0]) && factor > 1) this.viewer.look(this, [[0, this.width], [this.height, 0]]);
@@ -283,19 +298,27 @@
       const { viewer, at, space } = this;
       const { left, top, right, bottom } = at;
       const { context } = this;
-      context.fillStyle = "#000";
-      context.fillRect(0, 0, at.width, at.height);
+      if (left > 0.5 || top > 0.5 || right < at.width - 0.5 || bottom < at.height - 0.5) {
+        context.fillStyle = "#000";
+        context.fillRect(0, 0, at.width, at.height);
+      }
       context.imageSmoothingEnabled = true;
       context.imageSmoothingQuality = at.ratio * space.columns.count > 1.5 * (right - left) ? "high" : "low";
-      context.drawImage(viewer.base(space), left, top, right - left, bottom - top);
+      const put = (image) => context.drawImage(image, left, top, right - left, bottom - top);
       const style = this.layer ? viewer.view.style : "filled";
-      if (this.kind !== "scan" && viewer.view.opacity > 0) {
-        if (style !== "contours" && this.paint()) {
-          context.imageSmoothingEnabled = viewer.view.map === "smooth";
-          context.drawImage(this.image, left, top, right - left, bottom - top);
-        }
-        if (style !== "filled") this.drawContours(context);
+      const over = this.kind !== "scan" && viewer.view.opacity > 0;
+      const filled = over && style !== "contours", smooth = viewer.view.map === "smooth";
+      const base = viewer.base(space);
+      if (filled) {
+        this.paint();
+        // Enlarging an image is what a frame costs most: where slice and map are enlarged alike, they are joined before.
+        if (smooth) blend(this.words, base.words);
+        this.imageContext.putImageData(this.pixels, 0, 0);
       }
+      if (!filled || !smooth) put(base.canvas);
+      context.imageSmoothingEnabled = smooth;
+      if (filled) put(this.image);
+      if (over && style !== "filled") this.drawContours(context);
       if (this.kind !== "scan") this.drawRegion(context);
       this.drawRuler(context);
       if (viewer.mask && (this.kind === "mask" || (viewer.view.outline && this.kind !== "scan"))) this.drawOutline(context);
@@ -325,8 +348,6 @@
           for (let i = 0; i < words.length; i++) words[i] = colors[(a[i] >= mst.cut) | ((b[i] >= resnet.cut) << 1)];
         }
       }
-      this.imageContext.putImageData(this.pixels, 0, 0);
-      return true;
     }
 
     stroke(context, lines, color, width, dash = []) {
@@ -377,8 +398,12 @@
     drawOutline(context) {
       const { viewer, space } = this;
       const { rows, columns } = space;
-      const codes = cut(space, this.here, viewer.mask.codes, viewer.buffer("a", rows.count * columns.count));
-      this.stroke(context, borders((i) => codes[i] > 127, rows.count, columns.count), MODEL_COLORS.mask, 1.6);
+      const kept = (viewer.outlines[space.plane] ??= { slice: -1 });
+      if (kept.slice !== this.here) {
+        const codes = cut(space, this.here, viewer.mask.codes, viewer.buffer("a", rows.count * columns.count));
+        Object.assign(kept, { slice: this.here, lines: borders((i) => codes[i] > 127, rows.count, columns.count) });
+      }
+      this.stroke(context, kept.lines, MODEL_COLORS.mask, 1.6);
     }
 
     // The chosen place, with a gap that leaves it visible.
@@ -419,6 +444,18 @@
       context.strokeText(`${mm} mm`, x, y - 8 * ratio);
       context.fillStyle = "#fff";
       context.fillText(`${mm} mm`, x, y - 8 * ratio);
+    }
+  }
+
+  // Lays colours over greys, pixel by pixel.
+  function blend(words, grays) {
+    for (let i = 0; i < words.length; i++) {
+      const color = words[i], alpha = color >>> 24;
+      if (alpha === 0) { words[i] = grays[i]; continue; }
+      const gray = grays[i] & 255, part = alpha / 255;
+      const red = gray + ((color & 255) - gray) * part, green = gray + (((color >> 8) & 255) - gray) * part;
+      const blue = gray + (((color >> 16) & 255) - gray) * part;
+      words[i] = (0xff000000 | ((blue + 0.5) << 16) | ((green + 0.5) << 8) | (red + 0.5)) >>> 0;
     }
   }
 

@@ -101,7 +101,9 @@ def viewer_payload(
     notes = [f"{layer.label}: the map is zero everywhere." for layer in layers if not np.any(layer.volume)]
     voxels = _finite(scan.voxels[crop], "The scan", notes)
     volumes = [_finite(layer.volume[crop], layer.label, notes) for layer in layers]
-    spans = [window, *((low, high) for _, low, high in windows)]
+    # Without windows to choose from, the script offers the whole range.
+    named = [(low, high) for _, low, high in windows] or [(float(voxels.min()), float(voxels.max()))]
+    spans = [window, *named]
 
     spare = (
         4000

@@ -98,146 +98,20 @@
       return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     };
     try {
-      const sample = slices.filter((_, i) => i % Math.ceil(slices.length / 8) === 0).map((slice) => frame(slice));
-      const { width, height } = sample[0];
-      const gif = new Gif(width, height, palette(sample.map(({ data }) => data)));
+      let gif = null;
       for (const [i, slice] of slices.entries()) {
-        gif.add(frame(slice).data, GIF_DELAY);
+        const { width, height, data } = frame(slice);
+        gif ??= new MST.Gif(width, height);
+        gif.add(data, GIF_DELAY);
         tell(`Frame ${i + 1} of ${slices.length} …`);
         await new Promise((resolve) => setTimeout(resolve));
       }
-      download(new Blob([gif.bytes()], { type: "image/gif" }), fileName(viewer, "slices.gif"));
+      download(gif.blob(), fileName(viewer, "slices.gif"));
     } finally {
       viewer.show(back);
     }
     return "Animation saved.";
   }
 
-  // ---- GIF
-
-  const coarse = (r, g, b) => ((r >> 3) << 10) | ((g >> 3) << 5) | (b >> 3);
-  const isGray = (r, g, b) => Math.max(r, g, b) - Math.min(r, g, b) < 8;
-
-  // 128 greys, for the scan, and the 128 colours that part the frames' other pixels best (median cut).
-  function palette(frames) {
-    const counts = new Uint32Array(32768);
-    for (const data of frames) {
-      for (let i = 0; i < data.length; i += 4) {
-        if (!isGray(data[i], data[i + 1], data[i + 2])) counts[coarse(data[i], data[i + 1], data[i + 2])]++;
-      }
-    }
-    const part = (code, channel) => (code >> (10 - 5 * channel)) & 31;
-    const used = [];
-    counts.forEach((n, code) => { if (n) used.push(code); });
-    let boxes = used.length ? [used] : [];
-    while (boxes.length && boxes.length < 128) {
-      let widest = null, span = 0, along = 0;
-      for (const box of boxes) for (const channel of [0, 1, 2]) {
-        let low = 31, high = 0;
-        for (const code of box) { low = Math.min(low, part(code, channel)); high = Math.max(high, part(code, channel)); }
-        if (high - low > span) { span = high - low; widest = box; along = channel; }
-      }
-      if (!widest) break;
-      widest.sort((a, b) => part(a, along) - part(b, along));
-      const half = widest.length >> 1;
-      boxes = boxes.filter((box) => box !== widest).concat([widest.slice(0, half), widest.slice(half)]);
-    }
-    const colors = Array.from({ length: 128 }, (_, i) => Array(3).fill(2 * i + (i > 63 ? 1 : 0)));
-    for (const box of boxes) {
-      const total = box.reduce((sum, code) => sum + counts[code], 0);
-      colors.push([0, 1, 2].map((c) => Math.round(box.reduce((sum, code) => sum + counts[code] * (8 * part(code, c) + 4), 0) / total)));
-    }
-    while (colors.length < 256) colors.push([0, 0, 0]);
-    return colors;
-  }
-
-  class Gif {
-    constructor(width, height, colors) {
-      this.width = width;
-      this.height = height;
-      this.colors = colors;
-      this.nearest = new Int16Array(32768).fill(-1);
-      this.out = [];
-      this.text("GIF89a");
-      this.short(width);
-      this.short(height);
-      this.out.push(0xf7, 0, 0, ...colors.flat());
-      this.out.push(0x21, 0xff, 11);
-      this.text("NETSCAPE2.0");
-      this.out.push(3, 1, 0, 0, 0); // for ever
-    }
-
-    text(text) { for (const c of text) this.out.push(c.charCodeAt(0)); }
-    short(value) { this.out.push(value & 255, value >> 8); }
-
-    index(r, g, b) {
-      if (isGray(r, g, b)) return (r + g + b) / 6 | 0;
-      const code = coarse(r, g, b);
-      if (this.nearest[code] < 0) {
-        let best = 0, least = Infinity;
-        this.colors.forEach(([cr, cg, cb], i) => {
-          const far = (cr - r) ** 2 + (cg - g) ** 2 + (cb - b) ** 2;
-          if (far < least) { least = far; best = i; }
-        });
-        this.nearest[code] = best;
-      }
-      return this.nearest[code];
-    }
-
-    add(data, delay) {
-      const indices = new Uint8Array(this.width * this.height);
-      for (let i = 0; i < indices.length; i++) indices[i] = this.index(data[4 * i], data[4 * i + 1], data[4 * i + 2]);
-      this.out.push(0x21, 0xf9, 4, 4);
-      this.short(delay);
-      this.out.push(0, 0, 0x2c, 0, 0, 0, 0);
-      this.short(this.width);
-      this.short(this.height);
-      this.out.push(0, 8);
-      const packed = lzw(indices);
-      for (let at = 0; at < packed.length; at += 255) {
-        const block = packed.subarray(at, at + 255);
-        this.out.push(block.length);
-        for (const byte of block) this.out.push(byte);
-      }
-      this.out.push(0);
-    }
-
-    bytes() { return Uint8Array.from([...this.out, 0x3b]); }
-  }
-
-  // GIF's compression: codes of growing width for runs of pixels seen before.
-  function lzw(indices) {
-    const CLEAR = 256, END = 257;
-    const out = new Uint8Array(indices.length * 2 + 64);
-    let size = 0, bits = 0, held = 0, width = 9, next = 258, known = new Map();
-    const put = (code) => {
-      held |= code << bits;
-      bits += width;
-      while (bits >= 8) { out[size++] = held & 255; held >>= 8; bits -= 8; }
-    };
-    put(CLEAR);
-    let run = indices[0];
-    for (let i = 1; i < indices.length; i++) {
-      const key = (run << 8) | indices[i];
-      const code = known.get(key);
-      if (code !== undefined) { run = code; continue; }
-      put(run);
-      if (next < 4096) {
-        known.set(key, next++);
-        if (next - 1 === 1 << width && width < 12) width++;
-      } else {
-        put(CLEAR);
-        known = new Map();
-        next = 258;
-        width = 9;
-      }
-      run = indices[i];
-    }
-    put(run);
-    put(END);
-    if (bits) out[size++] = held & 255;
-    return out.subarray(0, size);
-  }
-
-  Object.assign(MST, { savePicture, saveAnimation, compose, palette, Gif });
+  Object.assign(MST, { savePicture, saveAnimation, compose });
 })();

@@ -6,7 +6,7 @@
   "use strict";
   const MST = window.MstViewer;
   if (MST.Viewer) return;
-  const { AXES, COLORS, MODEL_COLORS, Panel, bestColumns, clamp, colorTable, cut, element, geometry, grayTable, hotSpots, otsu,
+  const { AXES, COLORS, MODEL_COLORS, Panel, bestColumns, clamp, colorTable, cut, element, geometry, grayTable, hotSpots,
     quantile, readLink, readVolume, rgb, rgba, spread, theme, toVoxel, toWorld, writeLink } = MST;
 
   const PLANES = Object.keys(AXES);
@@ -42,6 +42,7 @@
       };
       this.view = { ...this.usual };
       this.index = payload.shape.map((n) => Math.floor(n / 2));
+      this.shown = "2d";
       this.panels = [];
       this.syncs = [];
       this.bases = {};
@@ -91,6 +92,7 @@
       this.spaces = Object.fromEntries(PLANES.map((plane) =>
         [plane, geometry(plane, this.data.shape, this.data.spacing, this.view.convention === "neurological")]));
       this.bases = {};
+      this.outlines = {}; // the mask's, of the slice that each plane shows
     }
 
     // The voxel with the most saliency in the slice that a model weighs most.
@@ -115,7 +117,7 @@
       if (differs("threshold", "maximum", "value", "by", "scale", "map", "colors", "opacity", "window")) this.tables();
       this.update();
       if (differs("plane", "convention", "layout", "panels", "solo")) this.arrange(differs("convention", "plane"));
-      if (this.view3d) this.moveSurfaces();
+      this.bodies.forEach((body) => body.recut());
     }
 
     // Tells root, controls and address what is shown, and draws it with the next frame.
@@ -271,11 +273,11 @@
       return `Dice ${this.shared.dice.toFixed(2)}`;
     }
 
-    // A slice in grey, painted once for all panels of its plane.
+    // A slice in grey, painted once for all panels of its plane: { canvas, words }.
     base(space) {
       const slice = this.index[space.depth.axis];
       const kept = (this.bases[space.plane] ??= { canvas: document.createElement("canvas"), slice: -1 });
-      if (kept.slice === slice) return kept.canvas;
+      if (kept.slice === slice) return kept;
       const { rows, columns } = space;
       if (!kept.pixels) {
         Object.assign(kept.canvas, { width: columns.count, height: rows.count });
@@ -288,7 +290,7 @@
       for (let i = 0; i < words.length; i++) words[i] = grays[words[i]];
       kept.context.putImageData(kept.pixels, 0, 0);
       kept.slice = slice;
-      return kept.canvas;
+      return kept;
     }
 
     buffer(name, size) {
@@ -300,15 +302,14 @@
 
     build() {
       const { data } = this;
-      this.tabs = ["2D", "3D"].map((name, i) =>
-        element("button", { type: "button", role: "tab", "aria-selected": String(i === 0), tabindex: i ? -1 : 0,
+      this.tabs = ["2D", "3D", "MIP"].map((name, i) =>
+        element("button", { type: "button", role: "tab", title: ["Slices", "Surfaces, with WebGL", "Maximum-intensity projection"][i], "aria-selected": String(i === 0), tabindex: i ? -1 : 0,
           onclick: () => this.setView(name), onkeydown: (event) => this.switchTab(event) }, name));
       const toolbar = element("div", { class: "mstv-toolbar" },
         element("div", { class: "mstv-tabs", role: "tablist", "aria-label": "View" }, ...this.tabs),
         this.buildPlanes(), this.buildWindow(),
         this.layers.length ? this.buildOpacity() : null, this.layers.length ? this.buildThreshold() : null,
-        this.mask ? this.check("Lesion outline", "outline") : null,
-        element("div", { class: "mstv-second" }, this.buildChips(),
+        element("div", { class: "mstv-second" }, this.buildChips(), this.mask ? this.check("Outline", "outline", "Lesion outline") : null,
           element("div", { class: "mstv-menus" }, this.buildDisplay(), this.buildSave(), this.buildHelp())));
       this.panelRow = element("div", { class: "mstv-panels" });
       this.slider = element("input", {
@@ -329,10 +330,11 @@
       const steer = element("div", { class: "mstv-steer" }, this.playButton,
         element("div", { class: "mstv-track" }, this.slider,
           this.layers.length ? element("div", { class: "mstv-chart-box" }, this.chart, this.marker) : null));
-      this.solid = element("div", { class: "mstv-solid", hidden: "", role: "tabpanel", "aria-label": "3D" });
+      this.solid = new MST.Solid(this);
+      this.projection = new MST.Projection(this);
       const notes = data.notes.length
         ? element("ul", { class: "mstv-notes" }, ...data.notes.map((note) => element("li", {}, note))) : null;
-      this.root.replaceChildren(toolbar, this.flat, this.solid, steer,
+      this.root.replaceChildren(toolbar, this.flat, this.solid.node, this.projection.node, steer,
         element("div", { class: "mstv-foot" }, this.readout, this.buildHotSpots()), ...(notes ? [notes] : []));
     }
 
@@ -352,8 +354,8 @@
       return element("label", { class: "mstv-row" }, element("span", {}, label), input);
     }
 
-    check(label, key) {
-      const input = element("input", { type: "checkbox", onchange: () => this.apply({ [key]: input.checked }) });
+    check(label, key, full = label) {
+      const input = element("input", { type: "checkbox", "aria-label": full, title: full, onchange: () => this.apply({ [key]: input.checked }) });
       this.syncs.push((view) => { input.checked = view[key]; });
       return element("label", { class: "mstv-check mstv-only-2d" }, input, label);
     }
@@ -576,7 +578,7 @@
       else if (count <= 4 && width / count >= SMALLEST_PANEL) best = count;
       else if (this.view.layout === "three") best = 3;
       this.panelRow.style.setProperty("--mstv-count", best);
-      this.root.toggleAttribute("data-narrow", width / best < 250);
+      this.root.toggleAttribute("data-narrow", width / best < 290);
     }
 
     togglePanel(kind) {
@@ -650,7 +652,7 @@
       const plane = { a: "axial", c: "coronal", s: "sagittal" }[key];
       const { view, panels } = this;
       const panel = panels.find((p) => !p.node.hidden && p.node.matches(":hover")) || panels.find((p) => !p.node.hidden);
-      if (this.view3d) return false;
+      if (this.shown !== "2d") return false;
       if (plane) this.apply({ plane, layout: "one" });
       else if (key === "t") this.apply(view.layout === "three" ? { layout: "one" } : { layout: "three", cross: true });
       else if (key === "x") this.apply({ cross: !view.cross });
@@ -670,7 +672,9 @@
       if (!/^Arrow(Left|Right)$/.test(event.key)) return;
       event.preventDefault();
       event.stopPropagation();
-      const other = this.tabs.find((tab) => tab !== event.currentTarget);
+      const { tabs } = this;
+      const by = event.key === "ArrowRight" ? 1 : tabs.length - 1;
+      const other = tabs[(tabs.indexOf(event.currentTarget) + by) % tabs.length];
       other.focus();
       this.setView(other.textContent);
     }
@@ -764,8 +768,8 @@
     }
 
     draw() {
-      if (this.view3d) this.movePlane();
-      else this.panels.forEach((panel) => panel.draw());
+      if (this.shown === "2d") this.panels.forEach((panel) => panel.draw());
+      else this.bodies.forEach((body) => body.move());
       this.drawMarker();
       this.say(this.pointer);
       this.root.dataset.drawn = this.slice;
@@ -805,7 +809,7 @@
         parts.push(...this.values(index).map(([name, value]) => `${name} ${value}`));
       } else parts.push(`${"xyz"[axis]} ${world[axis].toFixed(1)} mm`);
       const [low, high] = this.view.window;
-      if (!at) parts.push(`level ${Number(((low + high) / 2).toPrecision(4))}, width ${Number((high - low).toPrecision(4))} ${this.data.unit}`.trim());
+      if (!at && this.shown === "2d") parts.push(`level ${Number(((low + high) / 2).toPrecision(4))}, width ${Number((high - low).toPrecision(4))} ${this.data.unit}`.trim());
       this.readout.textContent = parts.join("  ·  ");
     }
 
@@ -840,7 +844,7 @@
       if (!width) return;
       if (this.chart.width !== width || this.chart.height !== height) Object.assign(this.chart, { width, height });
       const context = this.chart.getContext("2d");
-      const { text, line } = theme(this.root);
+      const { text, line, card } = theme(this.root);
       context.clearRect(0, 0, width, height);
       const step = width / this.count;
       const lane = height / this.layers.length;
@@ -860,7 +864,12 @@
         context.globalAlpha = 1;
         context.fillStyle = text;
         context.font = `${11 * ratio}px system-ui, sans-serif`;
-        context.fillText(SHORT[layer.key] || layer.key, 3 * ratio, bottom - lane + 12 * ratio);
+        const name = SHORT[layer.key] || layer.key;
+        context.strokeStyle = card;
+        context.lineWidth = 4 * ratio;
+        context.lineJoin = "round";
+        context.strokeText(name, 3 * ratio, bottom - lane + 12 * ratio);
+        context.fillText(name, 3 * ratio, bottom - lane + 12 * ratio);
       });
       this.drawMarker();
     }
@@ -874,8 +883,8 @@
     resize() {
       cancelAnimationFrame(this.resizing);
       this.resizing = requestAnimationFrame(() => {
-        if (this.view3d) this.solidPlot && this.Plotly.Plots.resize(this.solidPlot);
-        else {
+        this.bodies.forEach((body) => body.resize());
+        if (this.shown === "2d") {
           const shown = this.panels.filter((panel) => !panel.node.hidden);
           this.columns(shown.length);
           shown.forEach((panel) => panel.resize());
@@ -886,149 +895,39 @@
 
     recolor() {
       this.drawChart();
-      if (!this.solidPlot) return;
-      const { muted } = theme(this.root);
-      this.Plotly.relayout(this.solidPlot, Object.fromEntries(
-        ["font", "scene.xaxis", "scene.yaxis", "scene.zaxis"].map((part) => [`${part}.color`, muted])));
+      this.solid.recolor();
     }
 
-    // ---- 3D
+    // ---- 2D, 3D, projection
 
     async setView(name) {
-      this.view3d = name === "3D";
+      this.shown = name.toLowerCase();
       this.play(false);
       this.tabs.forEach((tab) => {
         tab.setAttribute("aria-selected", String(tab.textContent === name));
         tab.tabIndex = tab.textContent === name ? 0 : -1;
       });
-      this.flat.hidden = this.view3d;
-      this.solid.hidden = !this.view3d;
-      this.root.dataset.view = name.toLowerCase();
+      const { solid, projection } = this;
+      this.flat.hidden = this.shown !== "2d";
+      solid.node.hidden = this.shown !== "3d";
+      projection.node.hidden = this.shown !== "mip";
+      projection.turn(false);
+      this.root.dataset.view = this.shown;
       this.say();
-      if (!this.view3d) {
-        this.panels.filter((panel) => !panel.node.hidden).forEach((panel) => panel.resize());
-        this.draw();
-        return;
+      if (this.shown === "3d") {
+        await solid.open();
+        // Never a blank panel: what needs no WebGL takes the place of what does.
+        projection.node.hidden = this.shown === "2d" || (this.shown === "3d" && solid.ready);
       }
-      // Once only, even when the tab is left and opened again while the surfaces are still being made.
-      this.building ??= this.buildSolid().catch((error) => {
-        console.error(error);
-        this.solid.replaceChildren(element("p", { class: "mstv-note", role: "alert" },
-          "The 3D view could not be drawn. The 2D view shows the same maps."));
-        this.root.dataset.solid = "unavailable";
-      });
-      await this.building;
-      if (!this.solidPlot || !this.view3d) return;
-      this.Plotly.Plots.resize(this.solidPlot);
-      this.moveSurfaces();
-      this.movePlane();
+      if (!projection.node.hidden) projection.open();
+      if (this.shown !== "2d") return;
+      this.panels.filter((panel) => !panel.node.hidden).forEach((panel) => panel.resize());
+      this.draw();
     }
 
-    // The threshold's surfaces, once it has come to rest: each costs a tenth of a second and more.
-    moveSurfaces() {
-      if (!this.solidPlot) return;
-      clearTimeout(this.moving);
-      this.moving = setTimeout(() => {
-        this.layers.forEach((layer, i) => {
-          const level = this.solidLevel(layer);
-          if (level === layer.level) return;
-          layer.level = level;
-          this.Plotly.restyle(this.solidPlot, { isomin: level, isomax: level }, [1 + i]);
-        });
-      }, 150);
-    }
-
-    async buildSolid() {
-      const probe = document.createElement("canvas");
-      if (!probe.getContext("webgl2") && !probe.getContext("webgl")) {
-        this.solid.append(element("p", { class: "mstv-note", role: "status" },
-          "The 3D view needs WebGL, which this browser has not switched on. The 2D view shows the same maps."));
-        this.root.dataset.solid = "unavailable";
-        return;
-      }
-      const plot = element("div", { class: "mstv-solid-plot", role: "img", "aria-label": "Scan and saliency in 3D" });
-      const toggle = (name, color, trace) =>
-        element("button", { type: "button", class: "mstv-key", style: `--key:${color}`, "aria-pressed": "true",
-          onclick: ({ currentTarget: button }) => {
-            const on = button.getAttribute("aria-pressed") !== "true";
-            button.setAttribute("aria-pressed", String(on));
-            this.Plotly.restyle(this.solidPlot, { visible: on }, [trace]);
-          } }, name);
-      const keys = element("div", { class: "mstv-solid-keys", role: "group", "aria-label": "Shown in 3D" },
-        toggle("Scan surface", "#9aa3b2", 0),
-        ...this.layers.map((l, i) => toggle(`${SHORT[l.key] || l.key} map`, MODEL_COLORS[l.key], 1 + i)),
-        element("span", { class: "mstv-key mstv-key-line" }, "Current slice"));
-      this.solid.append(keys, plot);
-      const coarse = this.coarsen(34);
-      const trace = (values, level, color, opacity, name) => ({
-        type: "isosurface", x: coarse.x, y: coarse.y, z: coarse.z, value: values, isomin: level, isomax: level,
-        surface: { count: 1 }, caps: { x: { show: false }, y: { show: false }, z: { show: false } },
-        colorscale: [[0, color], [1, color]], showscale: false, opacity, name, hoverinfo: "name", showlegend: false,
-        lighting: { ambient: 0.55, diffuse: 0.7, specular: 0.15 },
-      });
-      const [low, high] = this.data.window;
-      const level = this.data.unit === "HU" && low < -300 ? -300 : otsu(coarse.scan.map((v) => clamp(v, low, high)));
-      const shades = [trace(coarse.scan, level, "#9aa3b2", 0.24, "scan")];
-      this.layers.forEach((layer, i) => {
-        layer.level = this.solidLevel(layer);
-        shades.push(trace(coarse.layers[i], layer.level, MODEL_COLORS[layer.key] || "#fff", 0.5, SHORT[layer.key] || layer.key));
-      });
-      const { muted } = theme(this.root);
-      this.planeTrace = shades.length;
-      shades.push({ type: "scatter3d", mode: "lines", ...this.planeLines(), line: { color: "#4c8dff", width: 4 }, hoverinfo: "skip", showlegend: false });
-      const axis = (title) => ({ title: { text: title }, color: muted, showbackground: false, gridcolor: "rgba(128,128,128,.25)", zeroline: false });
-      await this.Plotly.newPlot(plot, shades, {
-        margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", font: { color: muted, size: 11 },
-        scene: { aspectmode: "data", xaxis: axis("left – right (mm)"), yaxis: axis("back – front (mm)"), zaxis: axis("foot – head (mm)"),
-          camera: { eye: { x: -1.45, y: 1.45, z: 0.85 }, center: { x: 0, y: 0, z: -0.12 } } },
-      }, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["tableRotation", "resetCameraLastSave3d"] });
-      this.solidPlot = plot;
-      this.root.dataset.solid = "ready";
-    }
-
-    // The surface encloses what the 2D view shows, as far as blocks of voxels can.
-    solidLevel(layer) {
-      return clamp(layer.cut / 255, 0.02, 0.95);
-    }
-
-    coarsen(most) {
-      const { shape, affine } = this.data;
-      const steps = shape.map((n) => Math.max(1, Math.ceil(n / most)));
-      const out = { x: [], y: [], z: [], scan: [], layers: this.layers.map(() => []) };
-      for (let i = 0; i < shape[0]; i += steps[0]) {
-        for (let j = 0; j < shape[1]; j += steps[1]) {
-          for (let k = 0; k < shape[2]; k += steps[2]) {
-            const to = [i, j, k].map((from, axis) => Math.min(from + steps[axis], shape[axis]));
-            const [x, y, z] = toWorld(affine, [i, j, k].map((from, axis) => (from + to[axis] - 1) / 2));
-            out.x.push(x); out.y.push(y); out.z.push(z);
-            // The mean of a block of voxels: single ones would let small spots vanish between them.
-            const sums = new Float64Array(1 + this.layers.length);
-            let n = 0;
-            for (let a = i; a < to[0]; a++) for (let b = j; b < to[1]; b++) for (let c = k; c < to[2]; c++) {
-              const at = (a * shape[1] + b) * shape[2] + c;
-              sums[0] += this.scan.codes[at];
-              this.layers.forEach((layer, l) => { sums[1 + l] += layer.volume.codes[at]; });
-              n++;
-            }
-            out.scan.push(this.scan.value(sums[0] / n));
-            this.layers.forEach((layer, l) => out.layers[l].push(sums[1 + l] / n / 255));
-          }
-        }
-      }
-      return out;
-    }
-
-    planeLines() {
-      const { rows, columns } = this.space;
-      const corners = [[0, 0], [0, columns.count - 1], [rows.count - 1, columns.count - 1], [rows.count - 1, 0], [0, 0]];
-      const points = corners.map(([row, column]) => toWorld(this.data.affine, this.indexAt({ row, column, space: this.space })));
-      return { x: points.map((p) => p[0]), y: points.map((p) => p[1]), z: points.map((p) => p[2]) };
-    }
-
-    movePlane() {
-      if (!this.solidPlot) return;
-      const { x, y, z } = this.planeLines();
-      this.Plotly.restyle(this.solidPlot, { x: [x], y: [y], z: [z] }, [this.planeTrace]);
+    // What is shown instead of the slices; the projection also stands in for a 3D view that cannot be drawn.
+    get bodies() {
+      return [this.solid, this.projection].filter((body) => !body.node.hidden);
     }
 
     stop() {
@@ -1036,12 +935,12 @@
       this.stopper.abort();
       this.watcher?.disconnect();
       this.themed?.disconnect();
-      clearTimeout(this.moving);
+      this.solid?.stop();
+      this.projection?.stop();
       cancelAnimationFrame(this.frame);
       clearTimeout(this.linking);
       cancelAnimationFrame(this.lookFrame);
       this.panels.forEach((panel) => this.Plotly?.purge(panel.plot));
-      if (this.solidPlot) this.Plotly.purge(this.solidPlot);
     }
   }
 

@@ -1,86 +1,18 @@
 """What the viewers offer beyond scrolling: panels, planes, windows, colours, links, pictures; and axe-core."""
 
 import io
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
-from test_viewer_page import PREDICTION, SHAPE, current, layers, marked_scan, picture
+from viewing import SHAPE, Open, choose, colourful, current, layers, picture, settle, viewer_of
 
 from mst.scan import Scan
-from mst.viewer import Layer, NativeMap, report_html, viewer_payload
+from mst.viewer import Layer
 
 pytestmark = pytest.mark.browser
-Open = Callable[..., Page]
-
-
-def coarse_layers() -> list[Layer]:
-    """The usual layers; the MST's also at its own resolution of 5 x 5 voxels a patch."""
-    mst, *others = layers()
-    patches = np.zeros((8, 6, 20), np.float32)
-    patches[0:2, 0:2, 5] = 1
-    native = NativeMap(patches, (-0.5, -0.5, -0.5), (5, 5, 1))
-    return [Layer(mst.key, mst.label, mst.volume, native=native), *others]
-
-
-@pytest.fixture
-def opened(page: Page, tmp_path: Path) -> Open:
-    def opening(
-        link: str = "", shown: list[Layer] | None = None, scan: Scan | None = None, **options: Any
-    ) -> Page:
-        shown = coarse_layers() if shown is None else shown
-        payload = viewer_payload(
-            scan or marked_scan(),
-            shown,
-            plane="axial",
-            window=(-1000, 200),
-            windows=[("Lung", -1000, 200), ("Bone", -500, 1300)],
-            unit="HU",
-            title="marked",
-            **options,
-        )
-        path = tmp_path / "report.html"
-        path.write_text(report_html(PREDICTION, payload, title="A report"), encoding="utf-8")
-        page.goto(path.as_uri() + link)
-        page.wait_for_selector("[data-testid=viewer][data-ready=true]")
-        return page
-
-    return opening
-
-
-def viewer_of(page: Page) -> Any:
-    return page.locator("[data-testid=viewer]")
-
-
-def settle(page: Page) -> None:
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(350)
-
-
-def choose(page: Page, label: str, value: str) -> None:
-    """Sets something of the display menu, which is opened and closed again."""
-    button = page.get_by_role("button", name="Display")
-    button.click()
-    menu = page.get_by_role("group", name="Display")
-    field = menu.get_by_label(
-        label, exact=label not in ("Level", "Width")
-    ).first  # whose labels end with the unit
-    if field.evaluate("node => node.tagName") == "SELECT":
-        field.select_option(value)
-    else:
-        field.fill(value)
-        field.press("Tab")
-    button.click()
-    settle(page)
-
-
-def colourful(shown: np.ndarray, least: float = 25) -> np.ndarray:
-    return np.ptp(shown, axis=2) > least
 
 
 # ---- panels
@@ -256,11 +188,24 @@ def test_a_click_sets_the_crosshair_in_every_plane(opened: Open) -> None:
 
 def test_zoom_at_the_pointer_is_linked(opened: Open) -> None:
     page = opened()
-    page.locator("[data-panel=mst] .mstv-frame").hover()
+    box = page.locator("[data-panel=mst] .mstv-frame").bounding_box()
+    assert box
+    place = (box["x"] + box["width"] * 30.5 / 40, box["y"] + box["height"] * 6.5 / 30)
+    page.mouse.move(*place)
+    before = page.locator(".mstv-readout").inner_text()
     page.keyboard.down("Control")
     page.mouse.wheel(0, -120)
     page.keyboard.up("Control")
     page.wait_for_timeout(400)
+    page.mouse.move(place[0] + 1, place[1])
+    assert page.locator(".mstv-readout").inner_text() == before  # the same voxel lies under the pointer
+    # Moved with the middle button, the slice follows the pointer.
+    page.mouse.down(button="middle")
+    page.mouse.move(place[0] - 40, place[1] + 30, steps=4)
+    page.mouse.up(button="middle")
+    page.wait_for_timeout(400)
+    page.mouse.move(place[0] - 39, place[1] + 30)
+    assert page.locator(".mstv-readout").inner_text() == before
     spans = page.evaluate(
         "['scan', 'mst', 'resnet'].map((kind) => document.querySelector(`[data-panel=${kind}] .mstv-plot`)"
         "._fullLayout.xaxis.range).map(([a, b]) => b - a)"
@@ -418,6 +363,11 @@ def test_axe_finds_nothing(opened: Open, page: Page, scheme: str) -> None:
     for menu in (None, "Display", "Save", "Keys"):
         if menu:
             page.locator(".mstv-menus").get_by_role("button", name=menu).first.click()
+        found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
+        assert found.violations_count == 0, found.generate_report()
+    for view in ("3D", "MIP"):
+        page.get_by_role("tab", name=view).click()
+        page.wait_for_timeout(1000)
         found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
         assert found.violations_count == 0, found.generate_report()
 

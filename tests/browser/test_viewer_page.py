@@ -1,56 +1,16 @@
 """The viewers alone, in a report opened from disk: geometry, steering, offline."""
 
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import Page, expect
+from viewing import ORIGIN, PREDICTION, SHAPE, current, layers, marked_scan, picture
 
-from mst.scan import Scan
 from mst.viewer import Layer, head_html, locator_html, report_html, viewer_payload
 
 pytestmark = pytest.mark.browser
-SHAPE = (40, 30, 20)
-ORIGIN = (-20.0, 40.0, -100.0)
-PREDICTION = {
-    "task": "chest-ct",
-    "scan": {
-        "name": "marked <b>scan</b>",
-        "shape": list(SHAPE),
-        "spacing_mm": [1, 1, 2],
-        "notes": ["A note."],
-    },
-    "models": {
-        "mst": {"checkpoint": "m", "probabilities": {"benign": 0.25, "malignant": 0.75}, "seconds": 0.1},
-        "resnet": {"checkpoint": "r", "probabilities": {"benign": 0.5, "malignant": 0.5}, "seconds": 0.1},
-    },
-}
-
-
-def marked_scan() -> Scan:
-    """Grey, with a white block to the patient's right, at the front, near the head."""
-    voxels = np.full(SHAPE, -600, np.float32)
-    voxels[30:38, 20:28, 14:18] = 100
-    affine = np.diag([1.0, 1, 2, 1])
-    affine[:3, 3] = ORIGIN
-    return Scan(voxels, affine, name="marked")
-
-
-def layers() -> list[Layer]:
-    hot = np.zeros(SHAPE, np.float32)
-    hot[2:8, 2:8, 5] = 1
-    late = np.zeros(SHAPE, np.float32)
-    late[2:8, 2:8, 12] = 3
-    mask = np.zeros(SHAPE, bool)
-    mask[28:40, 18:30, 13:19] = True
-    return [
-        Layer("mst", "MST: attention", hot),
-        Layer("resnet", "3D ResNet: Grad-CAM", late),
-        Layer("mask", "Mask", mask),
-    ]
 
 
 @pytest.fixture
@@ -63,16 +23,6 @@ def report(page: Page, tmp_path: Path) -> Page:
     page.goto(path.as_uri())
     page.wait_for_selector("[data-testid=viewer][data-ready=true]")
     return page
-
-
-def picture(page: Page, panel: str) -> np.ndarray:
-    """A panel's slice as shown, float [rows, columns, 3]."""
-    frame = page.locator(f"[data-panel={panel}] .mstv-frame")
-    return np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB"), float)
-
-
-def current(page: Page) -> int:
-    return int(page.locator("[data-testid=viewer]").get_attribute("data-slice") or -1)
 
 
 def test_it_opens_at_the_msts_top_slice_and_marks_both(report: Page) -> None:
@@ -188,7 +138,7 @@ def test_the_third_dimension_is_drawn_or_its_absence_explained(report: Page) -> 
         expect(viewer).to_contain_text("WebGL")
     else:
         kinds = report.evaluate("document.querySelector('.mstv-solid-plot').data.map((t) => t.type)")
-        assert kinds == ["isosurface", "isosurface", "isosurface", "scatter3d"]
+        assert kinds == [*["isosurface"] * 4, "mesh3d", "scatter3d"]  # scan, two maps, mask; the slice
     report.get_by_role("tab", name="2D").click()
     expect(report.locator("[data-panel=mst]")).to_be_visible()
 

@@ -50,7 +50,11 @@ def test_a_payload_stays_below_two_and_a_half_megabytes(shape: tuple[int, int, i
     scan = _scan(shape)
     smooth = np.outer(np.hanning(shape[0]), np.hanning(shape[1]))[..., None] * np.hanning(shape[2])
     maps = [Layer("mst", "m", smooth.astype(np.float32)), Layer("resnet", "r", smooth.astype(np.float32))]
+    mask = np.zeros(shape, bool)
+    mask[10:20, 10:20, 5:15] = True
+    maps.append(Layer("mask", "Lesion mask", mask))
     payload = viewer_payload(scan, maps, plane="axial", window=(-1350, 150), unit="HU")
+    # Slices, surfaces and projection are all made from this.
     assert len(viewer_html(payload)) <= 2_500_000
     small = locator_payload(scan, window=(-1350, 150), unit="HU", center=(0, 0, 0), box_mm=(48, 48, 48))
     assert len(json.dumps(small)) <= 2_500_000
@@ -63,6 +67,14 @@ def test_the_top_slice_is_the_most_weighted_one() -> None:
     layers = [Layer("mst", "m", _map(scan.shape), profile), Layer("resnet", "r", _map(scan.shape, at=4))]
     payload = viewer_payload(scan, layers, plane="axial", window=(-1000, 200))
     assert [layer["top"] for layer in payload["layers"]] == [11, 4]
+
+
+def test_eight_bits_cover_the_whole_range_where_no_windows_are_named() -> None:
+    scan = _scan((224, 224, 32))
+    payload = viewer_payload(scan, [], plane="axial", window=(-1600, 400))
+    assert payload["scan"]["bits"] == 8
+    assert payload["scan"]["low"] == pytest.approx(scan.voxels.min())
+    assert payload["scan"]["high"] == pytest.approx(scan.voxels.max())
 
 
 def test_values_that_are_no_numbers_are_noted_and_zero() -> None:

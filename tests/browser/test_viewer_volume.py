@@ -1,0 +1,238 @@
+"""The viewer's 3D view and projection: what they show, what they weigh, and what is left without WebGL."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from serving import chromium_options
+from viewing import Open, colourful, settle, viewer_of, write_report
+
+from mst.scan import Scan
+from mst.viewer import Layer
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def blind_page(browser: Browser) -> Iterator[Page]:
+    """A page of a browser without WebGL."""
+    options = chromium_options()
+    options["args"] = [*options["args"], "--disable-webgl", "--disable-3d-apis"]
+    opened = browser.browser_type.launch(**options)
+    yield opened.new_page(viewport={"width": 1280, "height": 900})
+    opened.close()
+
+
+def projection(page: Page) -> np.ndarray:
+    """The projection as drawn, float [rows, columns, 3]."""
+    data = page.evaluate("document.querySelector('.mstv-projection-canvas').toDataURL()")
+    png = base64.b64decode(data.split(",")[1])
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float)
+
+
+def turn_to(page: Page, degrees: int) -> np.ndarray:
+    page.locator("[data-control=angle]").fill(str(degrees))
+    settle(page)
+    return projection(page)
+
+
+def drawn_bytes(page: Page) -> int:
+    """What Plotly is given for 3D; arrays that surfaces share count once."""
+    sizes = page.evaluate(
+        "[...new Set(document.querySelector('.mstv-solid-plot').data.flatMap((t) => [t.x, t.y, t.z, t.value]))]"
+        ".filter(Boolean).map((a) => a.byteLength ?? 8 * a.length)"
+    )
+    return int(sum(sizes))
+
+
+def test_surfaces_of_scan_maps_and_mask_with_the_slice_in_three_megabytes(opened: Open) -> None:
+    page = opened()
+    page.get_by_role("tab", name="3D").click()
+    expect(viewer_of(page)).to_have_attribute("data-solid", "ready", timeout=60_000)
+    traces = page.evaluate(
+        "document.querySelector('.mstv-solid-plot').data.map((t) => [t.type, t.name ?? '', t.z.at(0), t.isomin ?? 0])"
+    )
+    assert [name for _, name, *_ in traces] == [
+        "Scan surface",
+        "MST map",
+        "ResNet map",
+        "Lesion mask",
+        "",
+        "",
+    ]
+    assert drawn_bytes(page) <= 3_000_000
+    # The slice's plane and its outline move with the slice, in what Plotly draws too.
+    page.locator("[data-control=slice]").fill("11")
+    for part in ("data", "_fullData"):
+        heights = page.evaluate(
+            f"document.querySelector('.mstv-solid-plot').{part}.slice(-2).map((t) => Array.from(t.z))"
+        )
+        assert heights == [[-78.0] * 4, [-78.0] * 5]
+    page.get_by_role("group", name="Shown in 3D").get_by_role("button", name="Lesion mask").click()
+    assert page.evaluate("document.querySelector('.mstv-solid-plot').data[3].visible") is False
+
+
+def test_what_3d_draws_stays_small_however_large_the_scan(opened: Open) -> None:
+    shape = (102, 102, 136)  # as many cells along each axis as 3D ever draws
+    ramp = np.linspace(0, 1, shape[2], dtype=np.float32) * np.ones(shape, np.float32)
+    mask = np.zeros(shape, bool)
+    mask[40, 40, 40] = True  # far smaller than a cell
+    scan = Scan(-600 + 700 * ramp[::-1], np.eye(4), name="large")
+    page = opened(
+        shown=[Layer("mst", "MST", ramp), Layer("resnet", "ResNet", ramp), Layer("mask", "Mask", mask)],
+        scan=scan,
+    )
+    page.get_by_role("tab", name="3D").click()
+    expect(viewer_of(page)).to_have_attribute("data-solid", "ready", timeout=60_000)
+    assert page.evaluate("document.querySelector('.mstv-solid-plot').data[0].value.length") == 34**3
+    assert drawn_bytes(page) <= 3_000_000
+    level, most = page.evaluate(
+        "(({ value, isomin }) => [isomin, Math.max(...value)])(document.querySelector('.mstv-solid-plot').data[3])"
+    )
+    assert 0 < level < most
+
+
+def test_the_projection_shows_the_greatest_value_from_every_side(opened: Open) -> None:
+    # A white block to the right, at the front, near the head; the MST's map to the left, at the back.
+    page = opened("#threshold=0.5")
+    page.get_by_role("tab", name="MIP").click()
+    expect(page.locator("[data-panel=mst]")).to_be_hidden()
+    keys = page.get_by_role("group", name="Shown in the projection")
+    for name in ("MST map", "ResNet map", "Lesion mask"):
+        keys.get_by_role("button", name=name).click()
+
+    def middle_of_white(degrees: int) -> tuple[float, float]:
+        rows, columns = np.nonzero(turn_to(page, degrees).min(axis=2) > 240)
+        height, width = projection(page).shape[:2]
+        return rows.mean() / height, columns.mean() / width - 0.5
+
+    row, front = middle_of_white(0)
+    _, right = middle_of_white(90)
+    _, back = middle_of_white(180)
+    _, left = middle_of_white(270)
+    assert row == pytest.approx(1 - 16 / 20, abs=0.04)
+    # In a frame 50 cells wide the block's middle lies 14 to the right of the scan's and 9 in front of it.
+    assert (front, back) == pytest.approx((-14 / 50, 14 / 50), abs=0.02)
+    assert (right, left) == pytest.approx((9 / 50, -9 / 50), abs=0.02)
+    assert page.locator(".mstv-projection .mstv-letter").all_inner_texts() == ["H", "F", "A", "P"]
+
+
+def test_the_projection_overlays_the_maps_the_mask_and_the_slice(opened: Open) -> None:
+    page = opened()
+    page.get_by_role("tab", name="MIP").click()
+    page.get_by_role("button", name="Front").click()
+    settle(page)
+    shown = projection(page)
+
+    def part(test: np.ndarray) -> np.ndarray:
+        return np.array(
+            [along.mean() / size for along, size in zip(np.nonzero(test), test.shape, strict=True)]
+        )
+
+    red, green, blue = np.moveaxis(shown, 2, 0)
+    teal = (blue > red + 40) & (green > red + 40) & (green < 200)
+    orange = (red > blue + 60) & (green > blue + 20)
+    mask = (green > 180) & (red < 120) & (blue < 170)
+    # Both maps lie to the patient's left: to the right on the screen, the MST's on slice 5, the ResNet's on 12.
+    assert part(teal)[0] == pytest.approx(1 - 5.5 / 20, abs=0.06)
+    assert part(orange)[0] == pytest.approx(1 - 12.5 / 20, abs=0.06)
+    assert min(part(teal)[1], part(orange)[1]) > 0.6
+    assert part(mask)[1] < 0.4
+
+    def line() -> float:
+        red, _, blue = np.moveaxis(projection(page), 2, 0)
+        return float(np.argmax((blue > red + 80).sum(axis=1))) / shown.shape[0]
+
+    assert line() == pytest.approx(1 - 5.5 / 20, abs=0.03)
+    page.locator(".mstv-projection-frame").hover()
+    page.keyboard.press("End")
+    settle(page)
+    assert line() == pytest.approx(1 - 19.5 / 20, abs=0.03)
+
+
+def test_the_projection_turns_by_dragging_and_by_itself(opened: Open) -> None:
+    page = opened()
+    page.get_by_role("tab", name="MIP").click()
+    node = page.locator(".mstv-projection")
+    box = page.locator(".mstv-projection-frame").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, box["y"] + 100, steps=3)
+    page.mouse.up()
+    expect(node).to_have_attribute("data-angle", "30")
+    page.get_by_role("button", name="Turn", exact=True).click()
+    page.wait_for_timeout(500)
+    page.get_by_role("tab", name="2D").click()
+    page.get_by_role("tab", name="MIP").click()
+    angle = node.get_attribute("data-angle")
+    assert angle != "30"
+    page.wait_for_timeout(200)
+    assert node.get_attribute("data-angle") == angle
+
+
+def test_a_projection_takes_little_time(opened: Open) -> None:
+    milliseconds = opened().evaluate(
+        "(() => { const codes = new Uint16Array(128 ** 3).fill(7); const times = [], shape = [128, 128, 128];"
+        " for (let i = 0; i < 9; i++) { const t = performance.now(); MstViewer.project({ codes, shape }, 20 * i);"
+        " times.push(performance.now() - t); } return times.sort((a, b) => a - b)[4]; })()"
+    )
+    assert milliseconds < 60
+
+
+def test_resampling_averages_and_interpolates(opened: Open) -> None:
+    page = opened()
+    resample = "(count) => Array.from(MstViewer.resampleAxis([0, 4, 8, 4], [1, 4, 1], 1, count))"
+    assert page.evaluate(resample, 2) == [2, 6]
+    assert page.evaluate(resample, 3) == pytest.approx([1, 6, 5])
+    assert page.evaluate(resample, 8) == [0, 1, 3, 5, 7, 7, 5, 4]
+
+
+def test_without_webgl_it_says_so_and_the_projection_takes_its_place(
+    blind_page: Page, tmp_path: Path
+) -> None:
+    page = blind_page
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(write_report(tmp_path))
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]")
+    for _ in range(2):
+        page.get_by_role("tab", name="3D").click()
+        expect(viewer_of(page)).to_have_attribute("data-solid", "unavailable")
+        expect(page.get_by_role("tabpanel", name="3D")).to_contain_text("needs WebGL")
+        expect(page.locator(".mstv-note")).to_have_count(1)
+        settle(page)
+        assert colourful(projection(page)).any()
+        page.keyboard.press("ArrowRight")
+        page.get_by_role("tab", name="2D").click()
+        expect(page.locator(".mstv-note")).to_be_hidden()
+        expect(page.locator(".mstv-projection")).to_be_hidden()
+        expect(page.locator("[data-panel=mst]")).to_be_visible()
+    page.get_by_role("tab", name="MIP").click()
+    expect(page.locator(".mstv-note")).to_be_hidden()
+    assert projection(page).max() > 200
+    assert errors == []
+
+
+def test_a_3d_view_that_fails_is_replaced_as_well(opened: Open) -> None:
+    page = opened()
+    page.evaluate("() => { Plotly.newPlot = () => Promise.reject(new Error('no context')); }")
+    page.get_by_role("tab", name="3D").click()
+    expect(page.get_by_role("tabpanel", name="3D")).to_contain_text("could not be drawn")
+    settle(page)
+    assert projection(page).max() > 200
+
+
+def test_the_tabs_are_changed_by_arrow_keys(opened: Open) -> None:
+    page = opened()
+    page.get_by_role("tab", name="2D").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("tab", name="MIP")).to_be_focused()
+    expect(viewer_of(page)).to_have_attribute("data-view", "mip")
+    page.keyboard.press("ArrowRight")
+    expect(viewer_of(page)).to_have_attribute("data-view", "2d")
