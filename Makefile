@@ -11,7 +11,7 @@ app: .venv/.app
 	HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
 
 test: .venv/.test .venv/.browser lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/.test .venv/.browser
 	$(BIN)/python -m pytest -m slow

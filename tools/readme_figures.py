@@ -8,7 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- figures: made by make figures -->", "<!-- end of figures -->"
-NAMES = {"chest-ct-mst": "Medical Slice Transformer", "chest-ct-resnet": "3D ResNet"}
+NAMES = {
+    "chest-ct-mst": "Medical Slice Transformer",
+    "chest-ct-resnet": "3D ResNet",
+    "chest-ct-mst-resnet": "2D ResNet with a slice transformer",
+}
 
 
 def figures() -> str:
@@ -16,6 +20,7 @@ def figures() -> str:
     found = {
         name: json.loads((ROOT / "checkpoints" / name / "metrics.json").read_text(encoding="utf-8"))
         for name in NAMES
+        if (ROOT / "checkpoints" / name).is_dir()
     }
     rows = [
         f"| {NAMES[name]} | {m['auc']:.2f} ({m['auc_ci95'][0]:.2f} to {m['auc_ci95'][1]:.2f}) | "
