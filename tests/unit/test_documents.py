@@ -31,7 +31,7 @@ def test_the_front_matter_is_a_spaces() -> None:
     assert (ROOT / front["app_file"]).is_file()
 
 
-@pytest.mark.parametrize("name", ["chest-ct-mst", "chest-ct-resnet"])
+@pytest.mark.parametrize("name", ["chest-ct-mst", "chest-ct-resnet", "chest-ct-mst-resnet"])
 def test_a_shipped_checkpoint_is_whole(name: str) -> None:
     folder = ROOT / "checkpoints" / name
     assert folder in [f for folders in list_checkpoints("chest-ct").values() for f in folders]
