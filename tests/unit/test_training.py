@@ -520,4 +520,8 @@ def test_the_other_shipped_configs_fit_their_models(name: str, data: Path, tmp_p
 
 def test_the_shipped_configs_load() -> None:
     study = load_config("all")
-    assert [step["name"] for step in study["steps"]] == ["chest-ct-mst", "chest-ct-resnet", "chest-ct-mst-resnet"]
+    assert [step["name"] for step in study["steps"]] == [
+        "chest-ct-mst",
+        "chest-ct-resnet",
+        "chest-ct-mst-resnet",
+    ]
