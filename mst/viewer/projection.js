@@ -160,6 +160,7 @@
       this.angle = ((angle % 360) + 360) % 360;
       cancelAnimationFrame(this.drawing);
       this.drawing = requestAnimationFrame(() => this.draw());
+      this.viewer.remembering();
     }
 
     turn(on) {
@@ -167,6 +168,7 @@
       cancelAnimationFrame(this.turning);
       this.turning = null;
       this.turner.setAttribute("aria-pressed", String(on));
+      if (!on) this.viewer.remembering();
       if (!on) return;
       let last = performance.now();
       const step = (now) => {

@@ -301,6 +301,8 @@
   const choice = (...choices) => (text) => (choices.includes(text) ? text : undefined);
   const SIDES = choice("1", "0");
   const FIELDS = {
+    view: choice("3d", "mip"),
+    angle: number(0, 360),
     plane: choice(...Object.keys(AXES)),
     slice: number(1, 1e6),
     layout: choice("one", "three"),

@@ -85,6 +85,7 @@
       this.listen();
       this.update();
       this.draw();
+      await this.openView(link);
       this.root.dataset.ready = "true";
     }
 
@@ -132,7 +133,12 @@
         this.synced = this.view;
       }
       this.later();
-      if (root.dataset.ready !== "true") return;
+      this.remembering();
+    }
+
+    // Writes the view into the address, once it has come to rest.
+    remembering() {
+      if (this.root.dataset.ready !== "true") return;
       clearTimeout(this.linking);
       this.linking = setTimeout(() => this.remember(), 400);
     }
@@ -151,6 +157,7 @@
       const flag = (key) => (view[key] === usual[key] ? undefined : Number(view[key]));
       const custom = view.window.some((v, i) => v !== usual.window[i]);
       return writeLink({
+        view: this.shown === "2d" ? undefined : this.shown, angle: this.shown === "mip" ? Math.round(this.projection.angle) : undefined,
         plane: view.plane, slice: this.numberIn(view.plane, this.slice), [view.by]: view[view.by],
         layout: view.layout === "three" ? "three" : undefined,
         panels: view.panels.join() === usual.panels.join() ? undefined : view.panels.join(),
@@ -163,7 +170,7 @@
 
     // The changes to the view that a link asks for; panels that this scan does not have are left out.
     fromLink(link) {
-      const { slice, at, level, width, panels, solo, cross, outline, ...changes } = link;
+      const { view: _, angle, slice, at, level, width, panels, solo, cross, outline, ...changes } = link;
       for (const by of ["threshold", "maximum", "value"]) if (link[by] !== undefined) changes.by = by;
       if (level !== undefined && width !== undefined) changes.window = [level - width / 2, level + width / 2];
       const wanted = panels?.split(",").filter((kind) => this.available.includes(kind));
@@ -180,6 +187,11 @@
       if (slice === undefined) return;
       const { axis, count } = this.space.depth;
       this.index[axis] = clamp(Math.round((slice - 1 - this.data.first[axis]) / this.data.factors[axis]), 0, count - 1);
+    }
+
+    async openView({ view = "2d", angle }) {
+      if (angle !== undefined) this.projection.look(angle);
+      if (view !== this.shown) await this.setView(view.toUpperCase());
     }
 
     // ---- tables: everything that painting looks up
@@ -490,13 +502,12 @@
         }
         button.disabled = false;
       } }, name);
-      const menu = this.menu("Save ▾", "Save or share the view", [
+      const animation = act("Animation (GIF)", (tell) => MST.saveAnimation(this, tell));
+      animation.classList.add("mstv-only-2d");
+      return this.menu("Save ▾", "Save or share the view", [
         act("Picture (PNG)", () => MST.savePicture(this)),
-        act("Animation (GIF)", (tell) => MST.saveAnimation(this, tell)),
-        act("Copy link", () => this.copyLink()), said,
+        animation, act("Copy link", () => this.copyLink()), said,
       ]);
-      menu.classList.add("mstv-only-2d");
-      return menu;
     }
 
     async copyLink() {
@@ -614,6 +625,7 @@
         const link = readLink(location.hash);
         this.apply({ ...this.usual, ...this.fromLink(link) });
         this.place(link);
+        this.openView(link);
         this.update();
       }, { signal });
       this.watcher = new ResizeObserver(() => this.resize());
@@ -868,8 +880,13 @@
         context.strokeStyle = card;
         context.lineWidth = 4 * ratio;
         context.lineJoin = "round";
-        context.strokeText(name, 3 * ratio, bottom - lane + 12 * ratio);
-        context.fillText(name, 3 * ratio, bottom - lane + 12 * ratio);
+        // At the end where it hides less of the bars.
+        const covered = Math.ceil((context.measureText(name).width + 6 * ratio) / step);
+        const right = Math.max(...profile.slice(-covered)) < Math.max(...profile.slice(0, covered));
+        context.textAlign = right ? "right" : "left";
+        const x = right ? width - 3 * ratio : 3 * ratio;
+        context.strokeText(name, x, bottom - lane + 12 * ratio);
+        context.fillText(name, x, bottom - lane + 12 * ratio);
       });
       this.drawMarker();
     }
@@ -913,6 +930,7 @@
       projection.node.hidden = this.shown !== "mip";
       projection.turn(false);
       this.root.dataset.view = this.shown;
+      this.remembering();
       this.say();
       if (this.shown === "3d") {
         await solid.open();

@@ -236,3 +236,28 @@ def test_the_tabs_are_changed_by_arrow_keys(opened: Open) -> None:
     expect(viewer_of(page)).to_have_attribute("data-view", "mip")
     page.keyboard.press("ArrowRight")
     expect(viewer_of(page)).to_have_attribute("data-view", "2d")
+
+
+@pytest.mark.parametrize(("view", "tab"), [("3d", "3D"), ("mip", "MIP")])
+def test_a_link_and_a_picture_carry_the_view(opened: Open, view: str, tab: str) -> None:
+    page = opened(f"#view={view}&angle=90&slice=8")
+    expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+    if view == "mip":
+        expect(page.get_by_role("tabpanel", name="Maximum-intensity projection")).to_have_attribute(
+            "data-angle", "90"
+        )
+        page.get_by_role("button", name="Back", exact=True).click()
+        page.wait_for_function("location.hash.includes('angle=180')")
+    else:
+        expect(viewer_of(page)).to_have_attribute("data-solid", "ready", timeout=60_000)
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("button", name="Animation (GIF)")).to_be_hidden()
+    with page.expect_download(timeout=60_000) as download:
+        page.get_by_role("button", name="Picture (PNG)").click()
+    assert download.value.suggested_filename == f"marked-axial-{view}.png"
+    shown = np.asarray(Image.open(download.value.path()).convert("RGB"), float)
+    height = len(shown)
+    assert colourful(shown[height // 5 : -height // 5]).sum() > 500  # the maps, not the keys alone
+    page.keyboard.press("Escape")
+    page.get_by_role("tab", name="2D").click()
+    page.wait_for_function("!location.hash.includes('view=')")
