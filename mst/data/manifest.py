@@ -3,7 +3,8 @@
 Columns `image` and `label` must be there; `case`, `patient`, `mask`, `fold`, `malignancy`, and `center_x`,
 `center_y`, `center_z` together (RAS millimetres) may be. Where there is no `case` column, a case is named after its
 image; where there is no `patient` column, each case is taken for another patient. Files are relative to the CSV's
-folder. Any further column that holds numbers is kept as a rating of the case.
+folder. Any further column that holds numbers is kept as a rating of the case; `expected_malignancy` is what readers
+rate such a lesion on average, and is trained on in place of the one reader's `malignancy`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 REQUIRED = ("image", "label")
 TEXT = {*REQUIRED, "case", "patient", "mask", "fold"}
+MALIGNANCY = ("malignancy", "expected_malignancy")
 CENTER = ("center_x", "center_y", "center_z")
 INDETERMINATE = "indeterminate"
 
@@ -141,11 +143,11 @@ def _case(row: dict[str, str | None], path: Path, line: int, classes: Sequence[s
             try:
                 ratings[column] = float(value)
             except ValueError:
-                if column in ("malignancy", *CENTER):
+                if column in (*MALIGNANCY, *CENTER):
                     raise ManifestError(f"{source}: the {column} {value!r} is not a number.") from None
-    malignancy = ratings.get("malignancy", 1.0)
-    if not 1 <= malignancy <= 5:
-        raise ManifestError(f"{source}: the malignancy is {malignancy:g}, not a rating from 1 to 5.")
+    for column in MALIGNANCY:
+        if not 1 <= ratings.get(column, 1.0) <= 5:
+            raise ManifestError(f"{source}: the {column} is {ratings[column]:g}, not a rating from 1 to 5.")
     name = values.get("case") or _without_suffix(values["image"])
     return Case(
         name=name,

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from mst.data.outlines import RATINGS, Outline
+from mst.data.outlines import RATINGS, Outline, expected_malignancy
 from mst.data.simulator import SOFT, blend, ct_noise, lung_block, texture_field
 from mst.files import write_whole
 from mst.scan import Scan
@@ -99,7 +99,8 @@ def write_simulated(
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     manifest = folder / "cases.csv"
-    columns = ["case", "patient", "image", "mask", "label", "diameter_mm", *RATINGS]
+    columns = ["case", "patient", "image", "mask", "label", "diameter_mm", *RATINGS, "expected_malignancy"]
+    expected = dict(zip(map(id, outlines), expected_malignancy(outlines, MALIGNANCY_SHARES), strict=True))
     rows: list[dict[str, object]] = []
     for block in range(-(-count // REGIONS_A_BLOCK)):
         numbers = range(block * REGIONS_A_BLOCK, min((block + 1) * REGIONS_A_BLOCK, count))
@@ -125,6 +126,7 @@ def write_simulated(
                 row["diameter_mm"] = f"{region.outline.diameter_mm:.1f}"
                 _save(region.scan.voxels.astype(np.int16), region.scan.affine, folder / str(row["image"]))
                 _save(region.mask.astype(np.uint8), region.scan.affine, folder / str(row["mask"]))
+                row["expected_malignancy"] = f"{expected[id(region.outline)]:.2f}"
                 done.append({**row, **region.outline.ratings})
             _write(part, columns, done)
         rows += done[: len(numbers)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor
 
@@ -76,7 +77,9 @@ class ResNet3D(ScanClassifier):
         them, with air in CT and the mean in MRI.
         """
         model = self.model
-        x = model.act(model.bn1(model.conv1(volume)))
+        # With channels last, 3D convolutions on a CPU take about half of the time; the next layers keep the order.
+        x = model.conv1(volume).contiguous(memory_format=torch.channels_last_3d)
+        x = model.act(model.bn1(x))
         if not model.no_max_pool:
             x = model.maxpool(x)
         return model.layer4(model.layer3(model.layer2(model.layer1(x))))

@@ -64,8 +64,12 @@ class LoadedCase:
 
     @property
     def target(self) -> float:
-        """The probability of the last class to train on: (malignancy - 1) / 4 where rated, else the label."""
-        rating = self.case.ratings.get("malignancy")
+        """The probability of the last class to train on: (malignancy - 1) / 4 where rated, else the label.
+
+        Where the manifest tells the malignancy that readers give such a lesion on average, that is taken.
+        """
+        ratings = self.case.ratings
+        rating = ratings.get("expected_malignancy", ratings.get("malignancy"))
         if rating is not None:
             return (rating - 1) / 4
         if self.case.label not in self.task.classes:

@@ -73,31 +73,32 @@
     const flat = !projection.node.hidden;
     const node = flat ? projection.frame : solid.plot;
     const { width, height } = node.getBoundingClientRect();
+    const { text, muted, card } = MST.theme(viewer.root); // as the axes of the 3D view have them
     const canvas = document.createElement("canvas");
     canvas.width = Math.round((width + 2 * GAP) * unit);
     canvas.height = Math.round((height + GAP + CAPTION + FOOT) * unit);
     const context = canvas.getContext("2d");
-    context.fillStyle = INK;
+    context.fillStyle = card;
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.scale(unit, unit);
-    const write = (text, x, y, { color = PAPER, weight = 400, size = 13, align = "left" } = {}) => {
+    const write = (words, x, y, { color = text, weight = 400, size = 13, align = "left" } = {}) => {
       context.font = `${weight} ${size}px system-ui, sans-serif`;
       context.fillStyle = color;
       context.textAlign = align;
-      context.fillText(text, x, y);
-      return context.measureText(text).width;
+      context.fillText(words, x, y);
+      return context.measureText(words).width;
     };
     let at = GAP;
     for (const key of (flat ? projection : solid).node.querySelectorAll(".mstv-key:not([aria-pressed=false])")) {
       write("●", at, CAPTION - 4, { color: getComputedStyle(key).getPropertyValue("--key").trim() || "#6ea4ff", size: 12 });
       at += 14;
-      at += write(key.textContent, at, CAPTION - 4, { color: SOFT, size: 12 }) + 14;
+      at += write(key.textContent, at, CAPTION - 4, { color: muted, size: 12 }) + 14;
     }
     if (flat) {
       context.drawImage(projection.canvas, GAP, CAPTION + 4, width, height);
       const middle = [GAP + width / 2, CAPTION + 4 + height / 2];
       const places = [[middle[0], CAPTION + 20], [middle[0], CAPTION + height - 4], [GAP + 14, middle[1]], [GAP + width - 14, middle[1]]];
-      projection.letters.forEach((letter, i) => write(letter.textContent, ...places[i], { weight: 600, align: "center", size: 12 }));
+      projection.letters.forEach((letter, i) => write(letter.textContent, ...places[i], { color: PAPER, weight: 600, align: "center", size: 12 }));
     } else {
       const image = new Image();
       image.src = await viewer.Plotly.toImage(solid.plot, { format: "png", width, height, scale: unit });
@@ -106,7 +107,7 @@
     }
     const top = CAPTION + height + GAP;
     write(`${viewer.data.title}${viewer.data.title ? "  ·  " : ""}${viewer.readout.textContent}`, GAP, top + 12);
-    write(viewer.data.disclaimer, GAP, top + 32, { color: SOFT, size: 12 });
+    write(viewer.data.disclaimer, GAP, top + 32, { color: muted, size: 12 });
     return canvas;
   }
 

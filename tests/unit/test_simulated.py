@@ -12,7 +12,7 @@ from PIL import Image
 
 from mst.cli import main
 from mst.data import ManifestError, read_manifest, simulated
-from mst.data.outlines import RATINGS, matching_patients, read_outlines
+from mst.data.outlines import RATINGS, Outline, expected_malignancy, matching_patients, read_outlines
 from mst.data.simulated import simulate_regions, write_simulated
 from mst.scan import read_scan
 
@@ -81,6 +81,29 @@ def test_patients_of_known_nodules_are_found(database: Path) -> None:
     assert matching_patients(outlines, [(rated, 15.0)]) == {"LIDC-IDRI-0001"}
     assert matching_patients(outlines, [(rated, 6.0)]) == set()
     assert matching_patients(outlines, [({"malignancy": 5.0}, 15.0)]) == set()  # would fit anybody
+
+
+def test_the_malignancy_to_expect_of_a_nodule() -> None:
+    """Readers rate what they see and err by one; what is expected errs less, and not by a patient's own rating."""
+    rng = np.random.default_rng(0)
+    square = np.array([[0, 0], [20, 0], [20, 20], [0, 20]], np.float32)
+    truth, outlines = [], []
+    for number in range(600):
+        ratings = dict.fromkeys(RATINGS, 3) | {
+            name: int(rng.integers(1, 6)) for name in ("spiculation", "texture")
+        }
+        truth.append(1 + (ratings["spiculation"] + ratings["texture"] - 2) / 2)
+        ratings["malignancy"] = int(np.clip(round(truth[-1] + rng.normal(0, 1)), 1, 5))
+        outlines.append(Outline(f"patient {number // 2}", ratings, ((0.0, True, square),), 0.5, 2.0))
+    rated = np.array([o.ratings["malignancy"] for o in outlines])
+    expected = expected_malignancy(outlines)
+    assert np.abs(expected - truth).mean() < 0.5 * np.abs(rated - truth).mean()
+    assert np.array_equal(expected, expected_malignancy(outlines))
+    outlines[0].ratings["malignancy"] = outlines[1].ratings["malignancy"] = 6 - rated[0]
+    assert expected_malignancy(outlines)[:2] == pytest.approx(expected[:2])
+    evenly = expected_malignancy(outlines, {1: 0.6, 2: 0.1, 3: 0.1, 4: 0.1, 5: 0.1})
+    assert evenly.mean() < expected.mean() - 0.3
+    assert list(expected_malignancy(outlines[:10])) == [o.ratings["malignancy"] for o in outlines[:10]]
 
 
 def test_a_missing_or_foreign_database_is_explained(tmp_path: Path) -> None:
