@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from mst.models.encoders import Encoder, build_encoder, encode_tokens, registers
 from mst.models.slice_transformer import SliceTransformer
 from mst.models.slices import kept_slices
+from mst.training import processes
 
 MIN_AREA = 0.002  # share of a slice that a lesion must fill for the slice to count as showing it
 
@@ -176,6 +177,9 @@ class JointTraining(nn.Module):
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean; 0 where there is no weight."""
+    """Weighted mean; 0 where there is no weight.
+
+    Of several processes, each gives a share whose mean over the processes is the mean over all of their samples.
+    """
     weights = weights.expand_as(values)
-    return (values * weights).sum() / weights.sum().clamp_min(1)
+    return (values * weights).sum() * processes.count() / processes.total(weights.sum()).clamp_min(1)

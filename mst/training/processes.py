@@ -47,6 +47,14 @@ def is_main() -> bool:
     return not _joined() or distributed.get_rank() == 0
 
 
+def total(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, without a gradient."""
+    values = values.detach().clone()
+    if _joined():
+        distributed.all_reduce(values)
+    return values
+
+
 def wait() -> None:
     """Returns when all processes have come here."""
     if _joined():

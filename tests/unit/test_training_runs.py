@@ -24,6 +24,10 @@ from mst.training.trainer import best_evaluation, last_checkpoint
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 STOPPING = {"every": 2, "patience": 2, "folds": 2}
+MST_DENSE = {
+    **MST,
+    "dense": {"weight": 0.5, "ratings": {"malignancy": [1, 5]}},
+}  # how many are rated differs between processes
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,9 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-@pytest.mark.parametrize("model", [RESNET, MST, MST_RESNET], ids=["resnet", "mst", "mst-resnet"])
+@pytest.mark.parametrize(
+    "model", [RESNET, MST, MST_DENSE, MST_RESNET], ids=["resnet", "mst", "dense", "mst-resnet"]
+)
 def test_each_model_learns_alike_on_two_processes(launcher, model, data: Path, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "config.yaml",
