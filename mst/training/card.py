@@ -108,6 +108,9 @@ def _procedure(config: dict[str, Any]) -> str:
     rates = f"learning rate {training['learning_rate']:g}"
     if "encoder_learning_rate" in training:
         rates += f", {training['encoder_learning_rate']:g} for the encoder"
+    expected = (
+        " (of simulated cases, what readers give such a nodule on average)" if shares["simulated"] > 0 else ""
+    )
     if config["kind"] == "encoder":
         if config.get("objective", "dense") == "masked":
             share = f"{config.get('hidden', 0.6):.0%}"
@@ -125,8 +128,8 @@ def _procedure(config: dict[str, Any]) -> str:
         )
     else:
         paragraphs.append(
-            f"The whole model, on {on}: soft labels from the rating of malignancy, {training['steps']} steps of "
-            f"{training['batch']} volumes with AdamW ({rates}), random shifts, turns, flips, magnification and noise."
+            f"The whole model, on {on}: soft labels from the rating of malignancy{expected}, "
+            f"{training['steps']} steps of {training['batch']} volumes with AdamW ({rates}), random shifts, turns, flips, magnification and noise."
         )
         if beside := config.get("dense"):
             ratings = ", ".join(["its size", *beside.get("ratings", {})])
@@ -134,6 +137,11 @@ def _procedure(config: dict[str, Any]) -> str:
                 " Beside that its encoder learnt to tell from single slices which patches hold the lesion, whether the "
                 f"slice shows it, and what was rated of it ({ratings}). The lesions' masks were used for that alone; "
                 "no loss was put on the attention or on any saliency map."
+            )
+        if kept := config.get("average"):
+            place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
+            paragraphs[-1] += (
+                f" The weights shipped lie {place} from those before this step to those after it."
             )
     return "\n\n".join(paragraphs)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 import yaml
 from safetensors.torch import load_file, save
 from torch import nn
@@ -374,6 +375,8 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         ValidationVolumes(held_out, model.grid) if held_out else None,
     )
     model = model.cpu().eval()
+    if first is not None and (share := config.get("average")):
+        average_weights(model, first, share)
     if processes.is_main():
         save_model(model, folder / "model")
     _evaluate(study, config, model, part, folder)
@@ -381,6 +384,18 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         _write_json({"log": log}, folder / DONE)
     processes.wait()
     return model
+
+
+def average_weights(model: nn.Module, before: nn.Module, share: float) -> None:
+    """Moves a fine-tuned model's weights to where they weigh `share` of the mean with those it started from.
+
+    What few cases teach is kept and what many had taught is not lost (WiSE-FT: Wortsman et al., arXiv 2109.01903).
+    """
+    old = before.state_dict()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(old[name].to(value), 1 - share)
 
 
 def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, folder: Path) -> None:

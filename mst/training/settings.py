@@ -121,6 +121,11 @@ def check_config(config: dict[str, Any]) -> None:
             raise TrainingError(f"the kind {config['kind']!r} is none of study, encoder or classifier.")
         TrainingSettings.from_config(config.get("training"))
         Augmentation.from_config(config.get("augment"))
+        if (share := config.get("average")) is not None:
+            if not isinstance(share, int | float) or not 0 < share <= 1:
+                raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")
+            if (config.get("pretraining") or {}).get("kind") != "classifier":
+                raise TrainingError("average needs a pretraining that trains a whole model.")
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{config['file']}: {error}") from error
 

@@ -64,6 +64,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("augment={zoom: 1}", "augment.zoom is 1, not 2 number"),
         ("task=spine-ct", "There is no study 'spine-ct'"),
         ("kind=detector", "the kind 'detector' is none of"),
+        ("average=2", "average is 2, not a number above 0 and at most 1"),
+        ("average=0.5", "average needs a pretraining that trains a whole model"),
     ],
 )
 def test_a_setting_that_is_of_no_use_is_told_by_name(
