@@ -129,8 +129,8 @@ def _procedure(config: dict[str, Any]) -> str:
     else:
         paragraphs.append(
             f"The whole model, on {on}: soft labels from the rating of malignancy{expected}, "
-            f"{training['steps']} steps of {training['batch']} volumes with AdamW ({rates}), random shifts, turns, flips, "
-            "magnification and noise."
+            f"{training['steps']} steps of {training['batch']} volumes with AdamW ({rates}), random shifts, turns, "
+            "flips, magnification and noise."
         )
         if beside := config.get("dense"):
             ratings = ", ".join(["its size", *beside.get("ratings", {})])
