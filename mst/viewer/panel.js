@@ -283,6 +283,9 @@
         this.high.textContent = `${range[1].toPrecision(2)}${viewer.view.scale === "own" ? " max." : ""}`;
         this.cutMark.textContent = part > 0.12 && part <= 1 ? this.layer.now.value(from).toPrecision(2) : "";
         this.cutMark.style.left = `${100 * Math.min(part, 1)}%`;
+        // Left of where the colours begin; over them where the low end's number leaves no room.
+        const room = part * this.cutMark.parentElement.clientWidth;
+        this.cutMark.classList.toggle("mstv-cut-over", room < this.cutMark.offsetWidth + 4);
       } else {
         for (let i = 0; i < 256; i++) words[i] = viewer.differences[2 * i];
         this.low.textContent = "ResNet more";
