@@ -8,6 +8,15 @@
   const GIF_WIDTH = 760, GIF_DELAY = 12; // hundredths of a second a frame
   const INK = "#12161d", PAPER = "#eceef2", SOFT = "#b4bcc9";
 
+  // Writes on a canvas, and tells how wide the text has become.
+  const writer = (context, ink) => (text, x, y, { color = ink, weight = 400, align = "left", size = 13, width } = {}) => {
+    context.font = `${weight} ${size}px system-ui, sans-serif`;
+    context.fillStyle = color;
+    context.textAlign = align;
+    context.fillText(text, x, y, width);
+    return context.measureText(text).width;
+  };
+
   // The panels as shown, with titles, colour scales, place and disclaimer. `unit`: pixels for a pixel on the page.
   function compose(viewer, unit) {
     const shown = viewer.panels.filter((panel) => !panel.node.hidden && panel.at);
@@ -30,12 +39,7 @@
     context.fillStyle = INK;
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.scale(unit, unit);
-    const write = (text, x, y, { color = PAPER, weight = 400, align = "left", size = 13, width } = {}) => {
-      context.font = `${weight} ${size}px system-ui, sans-serif`;
-      context.fillStyle = color;
-      context.textAlign = align;
-      context.fillText(text, x, y, width);
-    };
+    const write = writer(context, PAPER);
     for (const { panel, x, y, width, height } of boxes) {
       const left = x + GAP;
       write(panel.name.textContent, left, y - 9, { weight: 600, width });
@@ -81,13 +85,7 @@
     context.fillStyle = card;
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.scale(unit, unit);
-    const write = (words, x, y, { color = text, weight = 400, size = 13, align = "left" } = {}) => {
-      context.font = `${weight} ${size}px system-ui, sans-serif`;
-      context.fillStyle = color;
-      context.textAlign = align;
-      context.fillText(words, x, y);
-      return context.measureText(words).width;
-    };
+    const write = writer(context, text);
     let at = GAP;
     for (const key of (flat ? projection : solid).node.querySelectorAll(".mstv-key:not([aria-pressed=false])")) {
       write("●", at, CAPTION - 4, { color: getComputedStyle(key).getPropertyValue("--key").trim() || "#6ea4ff", size: 12 });
