@@ -24,10 +24,8 @@ from mst.training.trainer import best_evaluation, last_checkpoint
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 STOPPING = {"every": 2, "patience": 2, "folds": 2}
-MST_DENSE = {
-    **MST,
-    "dense": {"weight": 0.5, "ratings": {"malignancy": [1, 5]}},
-}  # how many are rated differs between processes
+# How much lesion the samples show differs between the processes.
+MST_DENSE = {**MST, "dense": {"weight": 0.5, "ratings": {"malignancy": [1, 5]}}}
 
 
 @pytest.fixture(scope="module")
