@@ -64,7 +64,10 @@ def _same_weights(one: Path, other: Path) -> None:
         assert torch.allclose(weight.float(), second[name].float(), atol=1e-5), name
 
 
-def _two_processes_learn_alike(launcher: list[str], config: Path, data: Path, folder: Path) -> None:
+def _one_process_and_two(
+    launcher: list[str], config: Path, data: Path, folder: Path
+) -> tuple[dict[str, list], dict[str, list]]:
+    """Trains on one process and on two; the curves of both runs."""
     name = load_config(config)["name"]
     run(load_config(config), data, folder / "one", folder / "runs-1")
     done = _command(
@@ -76,15 +79,14 @@ def _two_processes_learn_alike(launcher: list[str], config: Path, data: Path, fo
     assert done.stdout.count(f"{name} all") == 1  # the main process alone tells
     assert done.stdout.count("step 1 of") == 1
     one, two = (_log(folder / f"runs-{n}", name) for n in (1, 2))
-    for key in ("loss", "eval_loss", "eval_auc"):
-        assert np.allclose(_curve(one, key), _curve(two, key), atol=1e-5), key
-    assert len(_curve(two, "loss")) == 6
     model, other = load_model(folder / "one"), load_model(folder / "two")
     volume = torch.randn(2, 1, 8, 24, 24)
     assert torch.allclose(model(volume), other(volume), atol=1e-3)
     assert sorted(path.name for path in (folder / "two").iterdir()) == sorted(
         path.name for path in (folder / "one").iterdir()
     )
+    keys = ("loss", "eval_loss", "eval_auc")
+    return {key: _curve(one, key) for key in keys}, {key: _curve(two, key) for key in keys}
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -97,7 +99,10 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "resnet.yaml", RESNET, batch=4, steps=6, early_stopping={**STOPPING, "patience": 9}
     )
-    _two_processes_learn_alike(TORCHRUN, config, data, tmp_path)
+    one, two = _one_process_and_two(TORCHRUN, config, data, tmp_path)
+    assert len(two["loss"]) == 6
+    for key, curve in one.items():
+        assert np.allclose(curve, two[key], atol=1e-5), key
 
 
 @pytest.mark.slow
@@ -114,7 +119,10 @@ def test_each_model_learns_alike_on_two_processes(launcher, model, data: Path, t
         accumulate=2,
         early_stopping={**STOPPING, "patience": 9},
     )
-    _two_processes_learn_alike(launcher, config, data, tmp_path)
+    one, two = _one_process_and_two(launcher, config, data, tmp_path)
+    assert len(two["loss"]) == 6
+    for key, curve in one.items():
+        assert np.allclose(curve, two[key], atol=1e-5), key
 
 
 def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(data: Path, tmp_path: Path) -> None:
