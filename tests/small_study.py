@@ -6,9 +6,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from mst.data.simulator import Nodule, simulate_chest_ct
+from mst.data.outlines import RATINGS, Outline
+from mst.data.simulated import simulate_chest_ct
 from mst.scan import write_nifti
 
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
@@ -49,13 +51,32 @@ MST_RESNET: dict[str, Any] = {
 }
 
 
+def round_outline(diameter_mm: float, **ratings: int) -> Outline:
+    """The outline of a ball on slices of 1 mm, rated solid and sharp."""
+    rated = dict.fromkeys(RATINGS, 1) | {
+        "subtlety": 5,
+        "calcification": 6,
+        "sphericity": 5,
+        "margin": 5,
+        "texture": 5,
+    }
+    radius = diameter_mm / 2
+    turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    contours = []
+    for z in np.arange(-np.floor(radius - 0.5), radius):
+        # Annotators click half a pixel outside of the edge.
+        corners = (np.sqrt(radius**2 - z**2) + 0.5) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        contours.append((float(z), True, (corners + 30).astype(np.float32)))
+    return Outline("nobody", rated | ratings, tuple(contours), 1.0, 1.0)
+
+
 def write_cases(folder: Path, count: int = 8) -> Path:
     """Simulated nodules with masks, half of them malignant, the first two of one patient; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [["case", "patient", "image", "mask", "malignancy", "label"]]
     for number in range(count):
         malignant = number % 2
-        nodule = Nodule(8 + 8 * malignant, spiculation=0.5 * malignant)
+        nodule = round_outline(8 + 8 * malignant, spiculation=1 + 2 * malignant)
         scan, mask = simulate_chest_ct(number, nodule, (48, 48, 24), (1.2, 1.2, 2.4))
         write_nifti(scan.voxels, scan.affine, folder / f"i{number}.nii.gz")
         write_nifti(mask, scan.affine, folder / f"m{number}.nii.gz")

@@ -8,9 +8,10 @@ the scans. The database is read as it is; the package itself, which needs an old
 from __future__ import annotations
 
 import importlib.util
+import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.model_selection import GroupKFold
+
+from mst.files import write_whole
 
 RATINGS = (
     "subtlety",
@@ -171,6 +174,37 @@ def read_outlines_by_series(database: str | Path | None = None) -> dict[str, lis
     return found
 
 
+def write_outlines(outlines: dict[str, Outline], path: Path) -> None:
+    """Writes a few outlines, by names, as JSON that `read_named_outlines` reads."""
+    found = {
+        name: {
+            "patient": outline.patient,
+            "ratings": outline.ratings,
+            "pixel_mm": outline.pixel_mm,
+            "slice_mm": outline.slice_mm,
+            "contours": [
+                [z, filled, np.round(polygon, 2).tolist()] for z, filled, polygon in outline.contours
+            ],
+        }
+        for name, outline in outlines.items()
+    }
+    write_whole(path, json.dumps(found, separators=(",", ":")) + "\n")
+
+
+def read_named_outlines(path: Path) -> dict[str, Outline]:
+    """The outlines that `write_outlines` wrote."""
+    return {
+        name: Outline(
+            given["patient"],
+            given["ratings"],
+            tuple((z, filled, np.array(polygon, np.float32)) for z, filled, polygon in given["contours"]),
+            given["pixel_mm"],
+            given["slice_mm"],
+        )
+        for name, given in json.loads(path.read_text(encoding="utf-8")).items()
+    }
+
+
 def expected_malignancy(outlines: Sequence[Outline], shares: dict[int, float] | None = None) -> np.ndarray:
     """What radiologists rate the malignancy of such a nodule on average, float [N], 1 to 5.
 
@@ -225,10 +259,17 @@ def matching_patients(
 
 
 def leave_out(
-    outlines: Sequence[Outline], nodules: Sequence[tuple[dict[str, float], float]]
+    outlines: Sequence[Outline],
+    nodules: Sequence[tuple[dict[str, float], float]],
+    patients: Collection[str] = (),
 ) -> tuple[list[Outline], int]:
-    """The outlines of all patients but those who may be of the given nodules, and how many patients these are."""
-    known = matching_patients(outlines, nodules)
+    """The outlines of all patients but those who may be of the given nodules, and how many patients these are.
+
+    Args:
+        nodules: see `matching_patients`.
+        patients: further ones to leave out.
+    """
+    known = matching_patients(outlines, nodules) | set(patients)
     return [outline for outline in outlines if outline.patient not in known], len(known)
 
 

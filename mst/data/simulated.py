@@ -18,7 +18,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from mst.data.outlines import RATINGS, Outline, expected_malignancy
-from mst.data.simulator import SOFT, blend, ct_noise, lung_block, texture_field
+from mst.data.simulator import NOISE_HU, SOFT, blend, centred_affine, ct_noise, lung_block, texture_field
 from mst.files import write_whole
 from mst.scan import Scan
 
@@ -56,6 +56,8 @@ def simulate_regions(outlines: Sequence[Outline], block: int, seed: int = 0) -> 
     lung = lung_block(rng, shape, SPACING, wall_mm=rng.uniform(22, 40), vessels=int(rng.integers(12, 26)))
     # The tissue between the vessels differs between people: emphysema, inspiration, age.
     tone = rng.normal(30, 40)
+    line = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    points = np.stack(np.meshgrid(line, line, line, indexing="ij"))
     found = []
     for number in range(REGIONS_A_BLOCK):
         rating = rng.choice(list(MALIGNANCY_SHARES), p=list(MALIGNANCY_SHARES.values()))
@@ -63,11 +65,8 @@ def simulate_regions(outlines: Sequence[Outline], block: int, seed: int = 0) -> 
         outline = rated[int(rng.integers(len(rated)))]
         corner = _place(rng, lung.outward, outline.diameter_mm / 2)
         window = tuple(slice(c, c + SIZE) for c in corner)
-        nodule = _draw_nodule(rng, outline)
-        # Where the nodule stands out little, vessels and wall stay what they are and it is added to them.
-        air = lung.lung[window] + tone
-        hu = blend(air, np.maximum(nodule.hu, air), nodule.distance, nodule.edge_mm)
-        hu = blend(hu, lung.wall[window], -lung.outward[window])
+        nodule = _draw_nodule(rng, outline, points, SPACING)
+        hu = _put_in(nodule, lung.lung[window] + tone, lung.wall[window], lung.outward[window])
         mask = nodule.distance < 0
         for axis in range(3):
             if rng.random() < 0.5:
@@ -78,6 +77,31 @@ def simulate_regions(outlines: Sequence[Outline], block: int, seed: int = 0) -> 
         scan = Scan(np.ascontiguousarray(hu), affine, modality="CT", name=f"simulated {block}-{number}")
         found.append(Region(scan, np.ascontiguousarray(mask), outline))
     return found
+
+
+def simulate_chest_ct(
+    seed: int,
+    outline: Outline,
+    shape: tuple[int, int, int] = (128, 128, 68),
+    spacing: tuple[float, float, float] = (0.8, 0.8, 1.25),
+    at_pleura: bool = False,
+) -> tuple[Scan, np.ndarray]:
+    """A block of the patient's right lung with a nodule, a few millimetres off its middle or near the chest wall.
+
+    Returns:
+        The scan (HU, RAS) and the nodule's mask, bool on the same grid.
+    """
+    rng = np.random.default_rng(seed)
+    lung = lung_block(rng, shape, spacing, wall_mm=22 if at_pleura else 17)
+    place = rng.uniform(-5, 5, 3)
+    if at_pleura:
+        place[0] = shape[0] * spacing[0] / 2 - 22 - outline.diameter_mm / 2 - 2
+        place[1] = rng.uniform(-10, 0)
+    nodule = _draw_nodule(rng, outline, lung.points - place.astype(np.float32)[:, None, None, None], spacing)
+    hu = _put_in(nodule, lung.lung, lung.wall, lung.outward) + NOISE_HU * ct_noise(rng, shape, spacing)
+    affine = centred_affine(shape, spacing, middle=(-68.0, 14.0, -120.0))
+    voxels = np.clip(np.round(hu), -1024, 1800).astype(np.float32)
+    return Scan(voxels, affine, modality="CT", name="simulated chest CT"), nodule.distance < 0
 
 
 def write_simulated(
@@ -145,23 +169,30 @@ class _Drawn:
     edge_mm: float
 
 
-def _draw_nodule(rng: np.random.Generator, outline: Outline) -> _Drawn:
-    """HU and surface of a nodule in the middle of a region."""
-    axis = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
+def _put_in(nodule: _Drawn, air: np.ndarray, wall: np.ndarray, outward: np.ndarray) -> np.ndarray:
+    """HU of lung with a nodule in it, and of the chest wall where `outward` is positive."""
+    # Where the nodule stands out little, vessels and wall stay what they are and it is added to them.
+    hu = blend(air, np.maximum(nodule.hu, air), nodule.distance, nodule.edge_mm)
+    return blend(hu, wall, -outward)
+
+
+def _draw_nodule(
+    rng: np.random.Generator, outline: Outline, points: np.ndarray, spacing: tuple[float, float, float]
+) -> _Drawn:
+    """HU and surface of a nodule at `points`, float32 [3, X, Y, Z], millimetres from its middle."""
     # In life it is turned and sized as it was outlined; flips, turns and sizes are left to training.
     distance = outline.distance(points)
     rated = outline.ratings
     distance = _strands(rng, points, distance, outline.diameter_mm, rated["spiculation"])
-    distance = distance + 0.25 * texture_field(rng, distance.shape, SPACING, 1.5)
+    distance = distance + 0.25 * texture_field(rng, distance.shape, spacing, 1.5)
     solid = np.clip((rated["texture"] - 1) / 4 + rng.normal(0, 0.08), 0, 1)
     hu = -640 + solid * (SOFT + rng.normal(-10, 25) + 640)
     inside = np.full(distance.shape, hu, np.float32)
-    inside += (12 + 60 * (1 - solid)) * texture_field(rng, distance.shape, SPACING, 1.6)
+    inside += (12 + 60 * (1 - solid)) * texture_field(rng, distance.shape, spacing, 1.6)
     if rated["texture"] in (2, 3):  # part solid: a core within ground glass
         core = distance + outline.diameter_mm * rng.uniform(0.12, 0.25)
-        inside = blend(inside, SOFT - 20, core + 1.5 * texture_field(rng, distance.shape, SPACING, 3.0), 1.2)
-    inside = _calcify(rng, inside, distance, rated["calcification"], outline.diameter_mm)
+        inside = blend(inside, SOFT - 20, core + 1.5 * texture_field(rng, distance.shape, spacing, 3.0), 1.2)
+    inside = _calcify(rng, inside, distance, rated["calcification"], outline.diameter_mm, spacing)
     faint = np.clip((4 - rated["subtlety"]) * 0.09 + rng.normal(0, 0.04), 0, 0.4)
     inside = inside - faint * (inside + 850)
     return _Drawn(inside, distance, 0.45 + 0.32 * (5 - rated["margin"]) + 0.3 * rng.random())
@@ -187,20 +218,25 @@ def _strands(
 
 
 def _calcify(
-    rng: np.random.Generator, inside: np.ndarray, distance: np.ndarray, rating: int, diameter: float
+    rng: np.random.Generator,
+    inside: np.ndarray,
+    distance: np.ndarray,
+    rating: int,
+    diameter: float,
+    spacing: tuple[float, float, float],
 ) -> np.ndarray:
     """Calcium as rated: 1 popcorn, 2 laminated, 3 solid, 4 off-centre, 5 central, 6 none."""
     if rating == 6:
         return inside
     dense = rng.uniform(250, 900)
     if rating == 3:
-        return np.maximum(inside, dense + 60 * texture_field(rng, inside.shape, SPACING, 1.5))
+        return np.maximum(inside, dense + 60 * texture_field(rng, inside.shape, spacing, 1.5))
     if rating == 2:
         where = np.abs(distance + diameter * 0.2) - 0.8
     elif rating == 5:
         where = distance + diameter * 0.3
     else:
-        spots = texture_field(rng, inside.shape, SPACING, max(1.2, diameter / 12))
+        spots = texture_field(rng, inside.shape, spacing, max(1.2, diameter / 12))
         where = np.maximum((1.0 if rating == 1 else 1.6) - spots, distance + 1)
     return blend(inside, dense, where, 0.6)
 

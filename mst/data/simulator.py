@@ -1,4 +1,4 @@
-"""Simulated scans: chest CT with a lung nodule, breast MRI and knee MRI.
+"""What simulated scans are drawn with: lung for a chest CT, and whole breast and knee MRI.
 
 They are made of smooth shapes, blurred as a scanner would and with correlated noise; no patient's data are
 in them. Hounsfield units follow common textbook values: aerated lung about -860, fat -100, soft tissue 40,
@@ -14,59 +14,9 @@ from scipy.ndimage import gaussian_filter
 
 from mst.scan import Scan
 
-AIR, LUNG, GROUND_GLASS, FAT, SOFT, MARROW, CORTEX = -1000.0, -865.0, -620.0, -100.0, 40.0, 220.0, 650.0
+AIR, LUNG, FAT, SOFT, MARROW, CORTEX = -1000.0, -865.0, -100.0, 40.0, 220.0, 650.0
 EDGE_MM = 0.55  # half-width of an edge after reconstruction
 NOISE_HU = 32.0
-
-
-@dataclass(frozen=True)
-class Nodule:
-    """A lung nodule to simulate.
-
-    Attributes:
-        diameter_mm: of the sphere it is shaped from.
-        lobulation: 0 (round) to 1: how far its surface swells and dents.
-        spiculation: 0 (none) to 1: strands that radiate from it.
-        texture: 0 (ground glass) to 1 (solid).
-        pleural: whether it lies near the chest wall.
-    """
-
-    diameter_mm: float
-    lobulation: float = 0.0
-    spiculation: float = 0.0
-    texture: float = 1.0
-    pleural: bool = False
-
-
-def simulate_chest_ct(
-    seed: int,
-    nodule: Nodule,
-    shape: tuple[int, int, int] = (128, 128, 68),
-    spacing: tuple[float, float, float] = (0.8, 0.8, 1.25),
-) -> tuple[Scan, np.ndarray]:
-    """A block of the patient's right lung with a nodule.
-
-    Returns:
-        The scan (HU, RAS) and the nodule's mask, bool on the same grid. The nodule lies a few millimetres off
-        the centre.
-    """
-    rng = np.random.default_rng(seed)
-    extent = np.array(shape) * spacing / 2
-    block = lung_block(rng, shape, spacing, wall_mm=22 if nodule.pleural else 17)
-    center = rng.uniform(-5, 5, 3)
-    if nodule.pleural:
-        center[0] = extent[0] - 22 - nodule.diameter_mm * 0.5 - 5
-        center[1] = rng.uniform(-10, 0)
-    distance = _nodule_distance(rng, block.points, center, nodule, spacing)
-    inside = (
-        GROUND_GLASS + nodule.texture * (SOFT - GROUND_GLASS) + 18 * texture_field(rng, shape, spacing, 1.4)
-    )
-    hu = blend(block.lung, np.maximum(inside, block.lung), distance, EDGE_MM * (2.6 - 1.4 * nodule.texture))
-    hu = blend(hu, block.wall, -block.outward)
-    hu = hu + NOISE_HU * ct_noise(rng, shape, spacing)
-    affine = _affine(shape, spacing, middle=(-68.0, 14.0, -120.0))
-    voxels = np.clip(np.round(hu), -1024, 1800).astype(np.float32)
-    return Scan(voxels, affine, modality="CT", name="simulated chest CT"), distance < 0
 
 
 @dataclass(frozen=True)
@@ -167,15 +117,14 @@ def simulate_breast_mri(
     signal = np.maximum(signal, 120 * _soft(vessels, 0.8) * (y < 70))
     center = np.array([-84.0, 26.0, 6.0])
     points = np.stack(np.broadcast_arrays(x, y, z))
-    mass = Nodule(19, lobulation=0.8, spiculation=0.5)
-    distance = _nodule_distance(rng, points, center, mass, spacing)
+    distance = _mass_distance(rng, points, center)
     rim = 0.72 + 0.28 * np.exp(-((distance + 2.2) ** 2) / 6)
     signal = np.maximum(signal, 235 * rim * _soft(distance, 0.9))
     body = np.minimum(extent[1] + y, 400) > 0
     noise = np.abs(rng.normal(0, 5.5, shape) + 1j * rng.normal(0, 5.5, shape)) - 6
     voxels = np.round(signal * body + noise).astype(np.float32)
     name = "simulated breast MRI, subtraction"
-    return Scan(voxels, _affine(shape, spacing, (0, 60, 0)), modality="MR", name=name), distance < 0
+    return Scan(voxels, centred_affine(shape, spacing, (0, 60, 0)), modality="MR", name=name), distance < 0
 
 
 def simulate_knee_mri(
@@ -241,7 +190,9 @@ def simulate_knee_mri(
     noise = rng.normal(0, 5, shape) + 1j * rng.normal(0, 5, shape)
     blurred = gaussian_filter((image * shade).astype(np.float32), (0, 0.6, 0.6))
     voxels = np.round(np.abs(blurred + noise)).astype(np.float32)
-    return Scan(voxels, _affine(shape, spacing, (-90, 0, 0)), modality="MR", name="simulated knee MRI"), tear
+    return Scan(
+        voxels, centred_affine(shape, spacing, (-90, 0, 0)), modality="MR", name="simulated knee MRI"
+    ), tear
 
 
 def _axes(
@@ -254,7 +205,7 @@ def _axes(
     return x[:, None, None], y[None, :, None], z[None, None, :]
 
 
-def _affine(
+def centred_affine(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], middle: tuple[float, float, float]
 ) -> np.ndarray:
     affine = np.diag([*spacing, 1.0])
@@ -299,14 +250,9 @@ def ct_noise(
     return noise / noise.std()
 
 
-def _nodule_distance(
-    rng: np.random.Generator,
-    points: np.ndarray,
-    center: np.ndarray,
-    nodule: Nodule,
-    spacing: tuple[float, float, float],
-) -> np.ndarray:
-    """About the signed distance to a nodule's surface in millimetres, negative inside."""
+def _mass_distance(rng: np.random.Generator, points: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """About the signed distance to the surface of a lobulated and spiculated mass of 19 mm, negative inside."""
+    diameter = 19.0
     offset = points - center[:, None, None, None]
     radius = np.sqrt((offset**2).sum(axis=0)) + 1e-6
     direction = offset / radius
@@ -317,12 +263,12 @@ def _nodule_distance(
         along = np.tensordot(axis, direction, axes=1)
         swell += rng.uniform(-0.8, 1.0) * np.exp((along - 1) * rng.uniform(4, 14))
     squash = 1 + 0.07 * np.tensordot(rng.normal(size=3), direction**2, axes=1)
-    surface = nodule.diameter_mm / 2 * squash * (1 + 0.42 * nodule.lobulation * swell)
+    surface = diameter / 2 * squash * (1 + 0.34 * swell)
     distance = (radius - surface).astype(np.float32)
-    for _ in range(round(90 * nodule.spiculation)):
+    for _ in range(45):
         axis = rng.normal(size=3)
         axis /= np.linalg.norm(axis)
-        length = nodule.diameter_mm * rng.uniform(0.6, 1.15)
+        length = diameter * rng.uniform(0.6, 1.15)
         along = np.tensordot(axis, offset, axes=1)
         across = np.sqrt(np.clip(radius**2 - along**2, 0, None))
         thickness = rng.uniform(0.6, 1.3) * np.clip(1 - along / length, 0, 1) ** 0.6

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import set_seed
 
 from mst.data import Case, read_manifest
+from mst.data.examples import example_outlines
 from mst.data.outlines import leave_out, read_outlines
 from mst.data.simulated import write_simulated
 from mst.files import write_whole
@@ -188,7 +189,9 @@ class Study:
                 for case in self._load(self.cases)
             ]
             nodules = [(ratings, size) for ratings, size in sizes if size is not None]
-            outlines, patients = leave_out(outlines, nodules)
+            outlines, patients = leave_out(
+                outlines, nodules, {outline.patient for outline in example_outlines().values()}
+            )
             print(f"simulating {settings['cases']} cases; the outlines of {patients} patients are left out")
             start = time.monotonic()
 

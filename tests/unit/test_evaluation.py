@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
+from small_study import round_outline
 
 import mst
 from mst.cli import main
 from mst.data import ManifestError
-from mst.data.simulator import Nodule, simulate_chest_ct
+from mst.data.simulated import simulate_chest_ct
 from mst.evaluation import cohort, evaluate, summarise
 from mst.files import write_whole
 from mst.models import ResNet3D, SliceTransformer
@@ -35,7 +36,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [HEAD]
     for number in range(7):
         label = "indeterminate" if number == 6 else CLASSES[number % 2]
-        scan, mask = simulate_chest_ct(number, Nodule(8 + 8 * (number % 2)), (40, 40, 20), (1.2, 1.2, 2.4))
+        scan, mask = simulate_chest_ct(
+            number, round_outline(8 + 8 * (number % 2)), (40, 40, 20), (1.2, 1.2, 2.4)
+        )
         write_nifti(scan.voxels, scan.affine, folder / f"i{number}.nii.gz")
         write_nifti(mask, scan.affine, folder / f"m{number}.nii.gz")
         lines.append(f"c{number},i{number}.nii.gz,m{number}.nii.gz,{label}")

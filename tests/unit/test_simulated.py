@@ -12,7 +12,16 @@ from PIL import Image
 
 from mst.cli import main
 from mst.data import ManifestError, read_manifest, simulated
-from mst.data.outlines import RATINGS, Outline, expected_malignancy, matching_patients, read_outlines
+from mst.data.outlines import (
+    RATINGS,
+    Outline,
+    expected_malignancy,
+    leave_out,
+    matching_patients,
+    read_named_outlines,
+    read_outlines,
+    write_outlines,
+)
 from mst.data.simulated import simulate_regions, write_simulated
 from mst.scan import read_scan
 
@@ -81,6 +90,19 @@ def test_patients_of_known_nodules_are_found(database: Path) -> None:
     assert matching_patients(outlines, [(rated, 15.0)]) == {"LIDC-IDRI-0001"}
     assert matching_patients(outlines, [(rated, 6.0)]) == set()
     assert matching_patients(outlines, [({"malignancy": 5.0}, 15.0)]) == set()  # would fit anybody
+    kept, count = leave_out(outlines, [(rated, 15.0)])
+    assert ([outline.patient for outline in kept], count) == (["LIDC-IDRI-0002"], 1)
+    assert leave_out(outlines, [(rated, 15.0)], {"LIDC-IDRI-0002"}) == ([], 2)
+
+
+def test_a_few_outlines_are_kept_in_a_file(database: Path, tmp_path: Path) -> None:
+    ball, hollow = read_outlines(database)
+    write_outlines({"ball": ball, "hollow": hollow}, tmp_path / "few.json")
+    found = read_named_outlines(tmp_path / "few.json")
+    assert (found["ball"].patient, found["hollow"].ratings) == (ball.patient, hollow.ratings)
+    points = np.random.default_rng(0).uniform(-8, 8, (3, 50)).astype(np.float32)
+    for kept, outline in zip(found.values(), (ball, hollow), strict=True):
+        assert np.allclose(kept.distance(points), outline.distance(points), atol=0.05)
 
 
 def test_the_malignancy_to_expect_of_a_nodule() -> None:

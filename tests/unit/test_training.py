@@ -16,14 +16,13 @@ import torch
 import yaml
 from fake_hub import FakeHub
 from safetensors.torch import load_file
+from small_study import write_cases
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from mst.data import ManifestError, read_manifest
-from mst.data.simulator import Nodule, simulate_chest_ct
 from mst.models import ResNetSliceTransformer, load_model
 from mst.models.encoders import interpolate_positions, paper_encoder
 from mst.preprocess import prepare
-from mst.scan import write_nifti
 from mst.tasks import TASKS
 from mst.training.augment import Augmentation
 from mst.training.cases import load_cases, split
@@ -72,22 +71,7 @@ RESNET = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight simulated nodules with masks; two of them of one patient."""
-    folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for number in range(8):
-        malignant = number % 2
-        nodule = Nodule(8 + 8 * malignant, spiculation=0.5 * malignant)
-        scan, mask = simulate_chest_ct(number, nodule, (48, 48, 24), (1.2, 1.2, 2.4))
-        write_nifti(scan.voxels, scan.affine, folder / f"i{number}.nii.gz")
-        write_nifti(mask, scan.affine, folder / f"m{number}.nii.gz")
-        label = ("benign", "malignant")[malignant]
-        patient = "p0" if number < 2 else f"p{number}"
-        rows.append(
-            [f"c{number}", patient, f"i{number}.nii.gz", f"m{number}.nii.gz", 1 + 4 * malignant, label]
-        )
-    with (folder / "cases.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["case", "patient", "image", "mask", "malignancy", "label"], *rows])
-    return folder
+    return write_cases(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
