@@ -67,7 +67,8 @@ def simulate_regions(outlines: Sequence[Outline], block: int, seed: int = 0) -> 
         window = tuple(slice(c, c + SIZE) for c in corner)
         nodule = _draw_nodule(rng, outline, points, SPACING)
         hu = _put_in(nodule, lung.lung[window] + tone, lung.wall[window], lung.outward[window])
-        mask = nodule.distance < 0
+        # The smallest may lie between the voxels: then the nearest one is theirs.
+        mask = nodule.distance < max(0.0, 1e-3 + float(nodule.distance.min()))
         for axis in range(3):
             if rng.random() < 0.5:
                 hu, mask = np.flip(hu, axis), np.flip(mask, axis)

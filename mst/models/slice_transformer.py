@@ -6,13 +6,14 @@ Müller-Franzes et al., "Medical Slice Transformer", arXiv 2411.15802, section 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from mst.models.encoders import Encoder, build_encoder, encode_tokens, paper_encoder, registers
 from mst.models.slices import SliceClassifier, class_row, on_all_slices, outputs_of
+from mst.models.stem import ConvStem
 
 __all__ = ["SliceAttention", "SliceTransformer", "paper_encoder"]
 
@@ -54,9 +55,9 @@ class SliceTransformer(SliceClassifier):
         fusion_slices: how many slices the fusion "linear" takes.
         class_layers: in how many of the encoder's last blocks the class token takes part; None (DINOv2, paper):
             all. See `encode_tokens`.
-        slice_context: each slice is given to the encoder's three channels together with those this many places
-            before and after it, so that it can tell a vessel, which goes on, from a nodule, which ends; at the first
-            and last slices these themselves stand in. None (paper): the slice alone.
+        stem: arguments of `ConvStem`, such as {"width": 16}: 3D convolutions before the encoder, whose `image_size`
+            and `patch_size` then count their features instead of pixels. They show each slice together with what
+            lies a few millimetres above and below it. None (paper): the encoder is given the slice alone.
         bottleneck: width that a linear layer brings the encoder's vector to first; None (paper): no such layer.
     """
 
@@ -80,7 +81,7 @@ class SliceTransformer(SliceClassifier):
         fusion_slices: int = 32,
         bottleneck: int | None = None,
         class_layers: int | None = None,
-        slice_context: int | None = None,
+        stem: dict[str, Any] | None = None,
         architecture: str = "slice-transformer",
     ) -> None:
         super().__init__(task, classes, grid, temperature)
@@ -91,9 +92,10 @@ class SliceTransformer(SliceClassifier):
             raise ValueError(
                 f"class_layers is {class_layers}; the encoder has {self.encoder.config.num_hidden_layers} blocks"
             )
-        self.slice_context = slice_context
-        if slice_context and self.encoder.config.num_channels != 3:
-            raise ValueError(f"slice_context needs three channels, not {self.encoder.config.num_channels}")
+        self.stem = ConvStem(**stem) if stem else None
+        taken = int(self.encoder.config.num_channels)
+        if self.stem is not None and self.stem.width != taken:
+            raise ValueError(f"the encoder takes {taken} channels; its stem gives {self.stem.width}")
         self.build_fusion(
             int(self.encoder.config.hidden_size),
             fusion=fusion,
@@ -108,18 +110,20 @@ class SliceTransformer(SliceClassifier):
     @property
     def ordered(self) -> bool:
         """Whether the order of the slices matters to the logits."""
-        return super().ordered or bool(self.slice_context)
+        return super().ordered or self.stem is not None
+
+    @property
+    def patch(self) -> int:
+        """Pixels of the slice along a side of one of the encoder's patches."""
+        size = cast(int, self.encoder.config.patch_size)
+        return size if self.stem is None else size * self.stem.stride
 
     def with_context(self, volume: Tensor) -> Tensor:
-        """See `SliceClassifier`; a volume that has all channels already is left as it is."""
-        if not self.slice_context or volume.shape[1] != 1:
-            return volume
-        place = torch.arange(volume.shape[2], device=volume.device)
-        around = (place - self.slice_context, place, place + self.slice_context)
-        return torch.cat([volume[:, :, at.clamp(0, len(place) - 1)] for at in around], dim=1)
+        """See `SliceClassifier`."""
+        return volume if self.stem is None else self.stem(volume)
 
     def encode(self, slices: Tensor) -> Tensor:
-        """Slices float32 [N, 1 or channels, H, W] -> their class tokens [N, width]."""
+        """Slices float32 [N, channels, H, W] -> their class tokens [N, width]."""
         return encode_tokens(self.encoder, slices, self.class_layers)[:, 0]
 
     @torch.no_grad()
@@ -135,7 +139,6 @@ class SliceTransformer(SliceClassifier):
         with outputs_of(last.q_proj, last.k_proj) as kept:
             features = self.encode_slices(volume, padding_mask)
         logits, slices = self.weigh_slices(features, padding_mask)
-        heads, patch = int(last.num_attention_heads), int(encoder.config.patch_size)
-        patches = class_row(kept[0], kept[1], heads)[..., 1 + registers(encoder) :]
-        patches = patches.unflatten(-1, (volume.shape[-2] // patch, volume.shape[-1] // patch))
+        patches = class_row(kept[0], kept[1], int(last.num_attention_heads))[..., 1 + registers(encoder) :]
+        patches = patches.unflatten(-1, (volume.shape[-2] // self.patch, volume.shape[-1] // self.patch))
         return SliceAttention(logits, on_all_slices(patches, volume, self.hidden(padding_mask)), slices)

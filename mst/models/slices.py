@@ -88,7 +88,7 @@ class SliceClassifier(ScanClassifier):
         raise TypeError(f"{type(self).__name__} does not say how it encodes a slice")
 
     def with_context(self, volume: Tensor) -> Tensor:
-        """Volume [B, 1, D, H, W] -> [B, channels, D, H, W], what the encoder is given of each slice."""
+        """Volume [B, 1, D, H, W] -> [B, channels, D, h, w], what the encoder is given of each slice."""
         return volume
 
     def hidden(self, padding_mask: Tensor | None) -> Tensor | None:

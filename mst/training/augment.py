@@ -116,13 +116,6 @@ class Sample:
     mask: Tensor | None
     zoom: float
 
-    def middle_third(self) -> Sample:
-        """The sample without the first and the last third of its slices."""
-        count = len(self.volume) // 3
-        kept = slice(count, 2 * count)
-        mask = None if self.mask is None else self.mask[kept]
-        return Sample(self.volume[kept], self.padding[kept], mask, self.zoom)
-
 
 def pick_plane(augmentation: Augmentation, task: Task, rng: np.random.Generator) -> Plane:
     """The study's own plane, or now and then one of the two others."""

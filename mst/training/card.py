@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.models.base import ScanClassifier
+from mst.models.stem import REACH
 from mst.tasks import get_task
 
 
@@ -74,7 +75,7 @@ Command: `{metrics["command"]}` ({metrics["date"]}).
 - The crops come from one collection, round lesions that somebody had marked. The model never saw a region without a
   lesion, other scanners or other populations, and nobody has validated it elsewhere.
 - The user must point at the lesion; the answer changes with the place that is chosen.
-- Saliency shows what the model attended to. It is neither an outline of a lesion nor a reason.
+- Saliency shows what the model attended to. It is neither an outline of a lesion nor a reason.{_around(model)}
 
 ## Intended use
 
@@ -93,6 +94,17 @@ def _pretrained_encoder(config: dict[str, Any] | None) -> str | None:
             return Path(name).name if Path(name).is_dir() else name
         config = config.get("pretraining")
     return None
+
+
+def _around(model: ScanClassifier) -> str:
+    """The limit that a stem brings with it."""
+    if getattr(model, "stem", None) is None:
+        return ""
+    return (
+        "\n- Unlike the paper's, this model has a few 3D convolutions before its 2D encoder. What it knows of a "
+        f"slice comes\n  from up to {REACH} slices above and below it too: a slice's weight says where it looked, not "
+        "that it looked at this\n  slice alone."
+    )
 
 
 def _procedure(config: dict[str, Any]) -> str:

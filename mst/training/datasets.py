@@ -69,8 +69,11 @@ class DenseTargets:
     patch: int
     ratings: dict[str, list[float]]
 
-    def of(self, case: LoadedCase, sample: Sample) -> dict[str, Tensor]:
+    def of(self, case: LoadedCase, sample: Sample, kept: np.ndarray | None = None) -> dict[str, Tensor]:
         """Targets of a sample that was drawn with its mask.
+
+        Args:
+            kept: [S], which of its D slices the encoder is given; None: all.
 
         Returns:
             "patches" float32 [S, H / patch, W / patch], the share of each patch that the lesion fills; "area"
@@ -85,9 +88,10 @@ class DenseTargets:
         diameter = (
             float("nan") if case.diameter_mm is None else case.diameter_mm * sample.zoom / MAX_DIAMETER_MM
         )
+        mask = sample.mask if kept is None else sample.mask[kept]
         return {
-            "patches": avg_pool2d(sample.mask[:, None], self.patch)[:, 0],
-            "area": sample.mask.mean(dim=(1, 2)),
+            "patches": avg_pool2d(mask[:, None], self.patch)[:, 0],
+            "area": mask.mean(dim=(1, 2)),
             "ratings": torch.tensor([*targets, diameter], dtype=torch.float32).clamp(max=1),
         }
 
@@ -104,7 +108,8 @@ class VolumeDraws(_Draws):
         weights: how often each case is drawn, to a common factor; None: all equally often.
         keep_slices: how many of the D slices a sample keeps, one at a random place of each equal part; None
             keeps all. An MST's slices carry no order, so fewer of them train it at a part of the cost.
-        context: see `SliceTransformer`'s slice_context; kept slices bring their neighbours along as channels.
+        whole: the sample has all slices nevertheless, and says which are kept: for a stem, which needs those around
+            them too.
         dense: gives the targets of the dense objective as well; None: it is not trained for.
     """
 
@@ -117,38 +122,37 @@ class VolumeDraws(_Draws):
         seed: int = 0,
         weights: np.ndarray | None = None,
         keep_slices: int | None = None,
-        context: int | None = None,
+        whole: bool = False,
         dense: DenseTargets | None = None,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.keep_slices, self.context, self.dense = keep_slices, context, dense
+        self.keep_slices, self.whole, self.dense = keep_slices, whole, dense
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """{"volume": float32 [1 or 3, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
+        """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
-        With `dense`, "target" is called "probability", and its targets are there too.
+        With `dense`, "target" is called "probability", and its targets are there too. With `whole` there is "kept",
+        int64 [S], and "padding_mask" is that of the slices that are kept.
         """
         case, rng = self._start(index)
         plane = pick_plane(self.augmentation, case.task, rng)
-        slices = None
-        around = self.context or 0
+        slices = kept = None
         if self.keep_slices:
             depth = len(case.region(plane, self.grid).positions[0])
-            slices = (
-                np.arange(self.keep_slices) + rng.random(self.keep_slices)
-            ) * depth / self.keep_slices - 0.5
-            if around:
-                slices = np.concatenate([slices - around, slices, slices + around]).clip(0, depth - 1)
+            places = (np.arange(self.keep_slices) + rng.random(self.keep_slices)) * depth / self.keep_slices
+            if self.whole:
+                kept = np.floor(places).astype(int)
+            else:
+                slices = places - 0.5
         with_mask = self.dense is not None
         sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask)
-        volume = sample.volume[None]
-        if self.keep_slices and around:
-            sample, volume = sample.middle_third(), volume.unflatten(1, (3, -1))[0]
         target = torch.tensor(case.target, dtype=torch.float32)
-        found = {"volume": volume, "padding_mask": sample.padding}
+        found = {"volume": sample.volume[None], "padding_mask": sample.padding}
+        if kept is not None:
+            found |= {"padding_mask": sample.padding[kept], "kept": torch.from_numpy(kept)}
         if self.dense is None:
             return {**found, "target": target}
-        return {**found, "probability": target, **self.dense.of(case, sample)}
+        return {**found, "probability": target, **self.dense.of(case, sample, kept)}
 
 
 class ValidationVolumes(Dataset):

@@ -157,17 +157,22 @@ class JointTraining(nn.Module):
         patches: Tensor,
         area: Tensor,
         ratings: Tensor,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            volume, padding_mask: as the model takes them.
+            volume: as the model takes it.
+            padding_mask: bool [B, S], of the slices that are kept.
             probability: float32 [B], of the last of two classes.
-            patches, area, ratings: as in `DenseHeads`, a slice each of the volume's.
+            patches, area, ratings: as in `DenseHeads`, of the slices that are kept.
+            kept: int64 [B, S], which of the volume's slices the encoder is given; None: all.
         """
-        batch, _, depth = volume.shape[:3]
-        slices = kept_slices(self.model.with_context(volume), None)
-        tokens = encode_tokens(self.model.encoder, slices, self.model.class_layers)
+        given = self.model.with_context(volume)
+        if kept is not None:
+            given = torch.stack([one[:, places] for one, places in zip(given, kept, strict=True)])
+        batch, _, depth = given.shape[:3]
+        tokens = encode_tokens(self.model.encoder, kept_slices(given, None), self.model.class_layers)
         features = tokens[:, 0].reshape(batch, depth, -1)
         logits = self.model.classify_slices(features, padding_mask)
         target = torch.stack([1 - probability, probability], dim=1)

@@ -353,10 +353,13 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         model.encoder.load_state_dict(load_file(encoder))
     trained: nn.Module = model
     dense = None
+    stem = getattr(model, "stem", None)
     if beside := config.get("dense"):
         assert isinstance(model, SliceTransformer)
-        dense = DenseTargets(cast(int, model.encoder.config.patch_size), beside.get("ratings", {}))
+        dense = DenseTargets(model.patch, beside.get("ratings", {}))
         trained = JointTraining(model, len(dense.ratings) + 1, beside.get("weight", 0.5))
+    elif stem and config.get("keep_slices"):
+        raise TrainingError(f"{config['file']}: a model with a stem takes keep_slices with dense alone.")
     samples = VolumeDraws(
         cases,
         model.grid,
@@ -365,7 +368,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         seed=seed,
         weights=weights,
         keep_slices=config.get("keep_slices"),
-        context=getattr(model, "slice_context", None),
+        whole=stem is not None,
         dense=dense,
     )
     held_out = study.stopping_cases(config, part)[1]

@@ -9,6 +9,7 @@ from mst.models import load_model
 from mst.models.encoders import build_encoder, encode_tokens
 from mst.models.loading import save_model
 from mst.models.slice_transformer import SliceTransformer
+from mst.models.stem import REACH, ConvStem
 from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
 
 ENCODER: dict[str, Any] = {
@@ -122,19 +123,65 @@ def test_joint_training_trains_the_model_itself() -> None:
     assert found[1] > 0.7
 
 
-def test_slice_context_gives_each_slice_its_neighbours() -> None:
+STEM_ENCODER = {**ENCODER, "num_channels": 16, "image_size": 12, "patch_size": 3}
+
+
+def test_the_stem_shows_each_slice_what_lies_around_it_and_keeps_places() -> None:
     torch.manual_seed(0)
-    encoder = {**ENCODER, "num_channels": 3}
-    model = SliceTransformer(encoder=encoder, grid=GRID, slice_heads=1, slice_context=2).eval()
-    volume = torch.randn(1, 1, 5, 24, 24)
-    given = model.with_context(volume)
-    assert given.shape == (1, 3, 5, 24, 24)
-    for place, (before, after) in enumerate([(0, 2), (0, 3), (0, 4), (1, 4), (2, 4)]):
-        assert torch.equal(given[0, :, place], volume[0, 0, [before, place, after]])
-    assert torch.equal(model.with_context(given), given)
-    assert torch.allclose(model(given), model(volume), atol=1e-6)
+    stem = {"width": 8}
+    model = SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, class_layers=1, stem=stem).eval()
+    volume = torch.randn(1, 1, 8, 24, 24)
+    assert model.patch == 6
+    assert model.attend(volume).patches.shape == (1, 8, 2, 4, 4)
+    changed = volume.clone()
+    changed[0, 0, 4, 1:4, 1:4] = 1.0
+    moved = (model.with_context(changed) - model.with_context(volume)).abs().mean(dim=(0, 1))
+    assert moved.shape == (8, 12, 12)
+    # Most in its own corner; the slices beside it are told of it, and more than those further away.
+    assert moved[4, :3, :3].mean() > 2 * moved[4, 6:, 6:].mean()
+    assert moved[3, :3, :3].mean() > 2 * moved[0, :3, :3].mean()
+    # The order of the slices matters, so that a flip of them is averaged; without a stem it does not.
     assert model.ordered
-    # Without context the order of the slices is of no matter, and a flip of them need not be averaged.
-    assert not SliceTransformer(encoder=encoder, grid=GRID, slice_heads=1).ordered
-    with pytest.raises(ValueError, match="three channels"):
-        SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=1, slice_context=1)
+    assert not SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=1).ordered
+    with pytest.raises(ValueError, match="takes 1 channels; its stem gives 16"):
+        SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=1, stem=stem)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, stem={"width": 12})
+
+
+def test_a_feature_of_the_stem_knows_nothing_beyond_its_reach() -> None:
+    stem = ConvStem(8).eval()
+    for module in list(stem.modules()):  # they take their statistics from the whole volume
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.GroupNorm):
+                setattr(module, name, torch.nn.Identity())
+    reach = []
+    for place in (15, 16):
+        volume = torch.randn(1, 1, 32, 16, 16, requires_grad=True)
+        stem(volume)[:, :, place].square().sum().backward()
+        assert volume.grad is not None
+        seen = volume.grad.abs().sum(dim=(0, 1, 3, 4)).nonzero()
+        reach += [place - int(seen.min()), int(seen.max()) - place]
+    assert max(reach) == REACH
+
+
+def test_with_a_stem_the_encoder_is_given_the_kept_slices() -> None:
+    torch.manual_seed(0)
+    model = SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, stem={"width": 8})
+    joint = JointTraining(model, ratings=3)
+    targets = dense_targets()
+    count, shown = targets["area"].shape
+    given = {
+        "volume": torch.randn(count, 1, 8, 24, 24),
+        "padding_mask": torch.zeros(count, shown, dtype=torch.bool),
+        "probability": torch.linspace(0, 1, count),
+        "kept": torch.tensor([[0, 1, 3, 5, 7], [0, 2, 3, 4, 6]]),
+        **targets,
+    }
+    loss = joint(**given)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    moved = {"kept": given["kept"][:, order], "patches": targets["patches"][:, order]}
+    assert torch.allclose(joint(**{**given, **moved, "area": targets["area"][:, order]}), loss, atol=1e-5)
+    assert not torch.allclose(joint(**{**given, "kept": given["kept"][:, order]}), loss, atol=1e-5)
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.stem.parameters())

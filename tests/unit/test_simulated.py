@@ -157,6 +157,17 @@ def test_simulated_cases(database: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert np.array_equal(again.scan.voxels, read_scan(cases[0].image).canonical().voxels)
 
 
+def test_the_smallest_nodule_has_a_voxel_of_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "SIZE", 16)
+    monkeypatch.setattr(simulated, "BLOCK", 40)
+    point = ((0.0, True, np.array([[5, 5], [7, 5], [7, 7], [5, 7]], np.float32)),)
+    ratings = dict.fromkeys(RATINGS, 1) | {"calcification": 6}
+    outline = Outline("nobody", ratings, point, 0.5, 25.0)  # 1 mm wide
+    assert outline.diameter_mm > simulated.MIN_DIAMETER_MM
+    for region in simulate_regions([outline], 0):
+        assert 1 <= region.mask.sum() <= 12
+
+
 def test_the_contact_sheet(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

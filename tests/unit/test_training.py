@@ -138,10 +138,9 @@ def test_samples_depend_on_their_number_alone(data: Path) -> None:
 
 def test_masked_then_dense_pretraining_then_joint_training(data: Path, configs: Path) -> None:
     masked = {**ENCODER, "name": "tiny-masked", "objective": "masked", "class_layers": 1}
-    masked["encoder"] = {**ENCODER["encoder"], "num_channels": 3}
     dense = {**masked, "name": "tiny-dense", "objective": "dense", "pretraining": "masked.yaml"}
     joint = {**MST, "name": "tiny-joint", "pretraining": "dense.yaml", "cross_validate": False}
-    joint["model"] = {**MST["model"], "class_layers": 1, "slice_context": 1}
+    joint["model"] = {**MST["model"], "class_layers": 1}
     joint["dense"] = {"weight": 0.5, "ratings": {"malignancy": [1, 5]}}
     joint["training"] = {**MST["training"], "encoder_learning_rate": 1e-4}
     for name, config in (("masked", masked), ("dense", dense), ("joint", joint)):
@@ -153,7 +152,7 @@ def test_masked_then_dense_pretraining_then_joint_training(data: Path, configs: 
     )
     assert first.keys() == second.keys()
     model = load_model(configs / "out")
-    assert (model.class_layers, model.slice_context) == (1, 1)
+    assert model.class_layers == 1
     start = build_model(load_config(configs / "joint.yaml"), Study(data, joint, configs / "runs"))
     moved = {
         name: not torch.equal(value, model.state_dict()[name]) for name, value in start.state_dict().items()
@@ -165,18 +164,32 @@ def test_masked_then_dense_pretraining_then_joint_training(data: Path, configs: 
     assert "no loss was put on the attention" in card
 
 
-def test_kept_slices_bring_their_neighbours_along(data: Path) -> None:
+def test_a_stem_is_given_the_whole_volume_and_told_which_slices_are_kept(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
     still = Augmentation(0, (1, 1), 0, False, 0, 1, None, 0, 0, 0, 0)
-    dense = DenseTargets(6, {})
-    alone = VolumeDraws([case], GRID, still, 1, keep_slices=4, dense=dense)[0]
-    both = VolumeDraws([case], GRID, still, 1, keep_slices=4, context=1, dense=dense)[0]
-    assert both["volume"].shape == (3, 4, 24, 24)
-    # The outermost may lie half a slice beyond the region, where it has no neighbour; there it is moved in.
-    assert torch.equal(both["volume"][1, 1:3], alone["volume"][0, 1:3])
-    assert not torch.equal(both["volume"][0], both["volume"][1])
-    assert both["padding_mask"].shape == (4,)
-    assert torch.equal(both["patches"][1:3], alone["patches"][1:3])
+    full = VolumeDraws([case], GRID, still, 1, dense=DenseTargets(6, {}))[0]
+    some = VolumeDraws([case], GRID, still, 1, keep_slices=4, whole=True, dense=DenseTargets(6, {}))[0]
+    assert torch.equal(some["volume"], full["volume"])
+    assert [int(place) // 2 for place in some["kept"]] == [0, 1, 2, 3]
+    for name in ("patches", "area", "padding_mask"):
+        assert torch.equal(some[name], full[name][some["kept"]])
+
+
+def test_an_mst_with_a_stem_learns_from_whole_volumes(data: Path, configs: Path) -> None:
+    encoder = {**ENCODER["encoder"], "image_size": 12, "patch_size": 3, "num_channels": 16}
+    config = {key: value for key, value in MST.items() if key != "pretraining"} | {"name": "tiny-stem"}
+    config |= {"cross_validate": False, "dense": {"ratings": {"malignancy": [1, 5]}}}
+    config["model"] = {**MST["model"], "encoder": encoder, "stem": {"width": 8}}
+    (configs / "stem.yaml").write_text(yaml.safe_dump(config))
+    run(load_config(configs / "stem.yaml"), data, configs / "out", configs / "runs", command="a command")
+    model = load_model(configs / "out")
+    assert model.stem is not None
+    assert model(torch.randn(1, 1, 8, 24, 24)).shape == (1, 2)
+    assert "3D convolutions" in (configs / "out" / "README.md").read_text()
+    del config["dense"]
+    (configs / "stem.yaml").write_text(yaml.safe_dump(config | {"name": "tiny-stem-alone"}))
+    with pytest.raises(TrainingError, match="takes keep_slices with dense alone"):
+        run(load_config(configs / "stem.yaml"), data, configs / "out", configs / "runs", command="a command")
 
 
 def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -> None:
