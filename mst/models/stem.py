@@ -3,8 +3,8 @@
 A transformer that cuts a slice into patches at once must learn from its examples what an edge is, and from a single
 slice nobody can tell a small nodule from a vessel cut across. A few convolutions bring both along (Xiao et al., Early
 convolutions help transformers see better, arXiv 2106.14881): here 3D ones at two scales, added up (Lin et al., Feature
-pyramid networks, arXiv 1612.03144). They are so few that a feature knows nothing beyond `REACH` slices: the weight of a
-slice further from a lesion cannot come from that lesion.
+pyramid networks, arXiv 1612.03144). They are so few that no convolution reaches beyond `REACH` slices; only the
+normalisation, a mean and a spread, takes in the whole volume.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
 GROUPS = 8  # of channels that are normalised together
-REACH = 7  # slices above and below that a feature depends on, the normalisation aside
+REACH = 7  # slices above and below that a feature's convolutions reach
 
 
 class ConvStem(nn.Module):
@@ -34,9 +34,9 @@ class ConvStem(nn.Module):
         if width < 1 or width % GROUPS:
             raise ValueError(f"the stem's width must be a multiple of {GROUPS}, not {width}")
         self.width = 2 * width
-        self.fine = nn.Sequential(
-            *_convolution(1, width), *_convolution(width, 2 * width, stride=(1, 2, 2))
-        )  # no slice is lost
+        # Halved within the slice alone: each slice keeps a map of its own.
+        halving = _convolution(width, 2 * width, stride=(1, 2, 2))
+        self.fine = nn.Sequential(*_convolution(1, width), *halving)
         self.coarse = nn.Sequential(
             *_convolution(2 * width, 4 * width, stride=(2, 2, 2)), *_convolution(4 * width, 4 * width)
         )

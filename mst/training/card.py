@@ -102,8 +102,8 @@ def _around(model: ScanClassifier) -> str:
         return ""
     return (
         "\n- Unlike the paper's, this model has a few 3D convolutions before its 2D encoder. What it knows of a "
-        f"slice comes\n  from up to {REACH} slices above and below it too: a slice's weight says where it looked, not "
-        "that it looked at this\n  slice alone."
+        f"slice comes\n  from up to {REACH} slices above and below it too (and their normalisation from the whole "
+        "region): a slice's weight\n  says where it looked, not that it looked at this slice alone."
     )
 
 
