@@ -278,7 +278,7 @@ def _told(done: int, count: int) -> None:
 def _prepare_simulated(args: argparse.Namespace) -> int:
     from mst.data import read_manifest
     from mst.data.outlines import leave_out, read_outlines
-    from mst.data.simulated import write_simulated
+    from mst.data.simulated import most_workers, write_simulated
 
     outlines = read_outlines(args.database)
     if args.leave_out:
@@ -287,7 +287,7 @@ def _prepare_simulated(args: argparse.Namespace) -> int:
         outlines, patients = leave_out(outlines, nodules)
         print(f"Left out {patients} patients; {len(outlines)} outlines remain.")
 
-    manifest = write_simulated(args.out, args.cases, outlines, args.seed, _told)
+    manifest = write_simulated(args.out, args.cases, outlines, args.seed, _told, most_workers())
     print(f"Wrote {args.cases} cases and {manifest}.")
     return 0
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
+from threadpoolctl import threadpool_limits
 
 from mst.data.outlines import RATINGS, Outline, expected_malignancy
 from mst.data.simulator import NOISE_HU, SOFT, blend, centred_affine, ct_noise, lung_block, texture_field
@@ -31,6 +37,7 @@ SPACING = (1.0, 1.0, 1.0)
 MALIGNANCY_SHARES = {1: 0.12, 2: 0.26, 3: 0.22, 4: 0.22, 5: 0.18}
 MIN_DIAMETER_MM = 3.5
 MAX_DIAMETER_MM = 40.0
+COLUMNS = ["case", "patient", "image", "mask", "label", "diameter_mm", *RATINGS, "expected_malignancy"]
 
 
 @dataclass(frozen=True)
@@ -111,12 +118,14 @@ def write_simulated(
     outlines: Sequence[Outline],
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
 ) -> Path:
     """Writes `count` cases and their manifest; cases that are there already are kept.
 
     Args:
         folder: gets images/, masks/ and cases.csv.
         progress: called with how many are done, and how many there will be.
+        workers: processes that share the work; their number makes no difference to the cases.
 
     Returns:
         the manifest.
@@ -124,43 +133,113 @@ def write_simulated(
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     manifest = folder / "cases.csv"
-    columns = ["case", "patient", "image", "mask", "label", "diameter_mm", *RATINGS, "expected_malignancy"]
-    expected = dict(zip(map(id, outlines), expected_malignancy(outlines, MALIGNANCY_SHARES), strict=True))
-    rows: list[dict[str, object]] = []
-    for block in range(-(-count // REGIONS_A_BLOCK)):
-        numbers = range(block * REGIONS_A_BLOCK, min((block + 1) * REGIONS_A_BLOCK, count))
-        part = folder / f"block-{block:04d}.csv"
-        if part.is_file():
-            with part.open(newline="", encoding="utf-8") as file:
-                done: list[dict[str, object]] = [dict(row) for row in csv.DictReader(file)]
-        else:
-            done = []
-        if len(done) < len(numbers):
-            done = []
-            for number, region in zip(numbers, simulate_regions(outlines, block, seed), strict=False):
-                name = f"simulated-{number:05d}"
-                row: dict[str, object] = {
-                    "case": name,
-                    "patient": f"{name} (outline of {region.outline.patient})",
-                }
-                row |= {"image": f"images/{name}.nii.gz", "mask": f"masks/{name}.nii.gz"}
-                malignancy = region.outline.ratings["malignancy"]
-                row["label"] = (
-                    "benign" if malignancy < 3 else "malignant" if malignancy > 3 else "indeterminate"
-                )
-                row["diameter_mm"] = f"{region.outline.diameter_mm:.1f}"
-                _save(region.scan.voxels.astype(np.int16), region.scan.affine, folder / str(row["image"]))
-                _save(region.mask.astype(np.uint8), region.scan.affine, folder / str(row["mask"]))
-                row["expected_malignancy"] = f"{expected[id(region.outline)]:.2f}"
-                done.append({**row, **region.outline.ratings})
-            _write(part, columns, done)
-        rows += done[: len(numbers)]
+    blocks = range(-(-count // REGIONS_A_BLOCK))
+    kept = {block: found for block in blocks if (found := _kept_block(folder, block, count))}
+    missing = [block for block in blocks if block not in kept]
+    if progress and kept:
+        progress(sum(map(len, kept.values())), count)
+    for block, rows in _drawn(folder, missing, count, outlines, seed, workers):
+        kept[block] = rows
         if progress:
-            progress(len(rows), count)
-    _write(manifest, columns, rows)
+            progress(sum(map(len, kept.values())), count)
+    _write(manifest, COLUMNS, [row for block in blocks for row in kept[block]])
     for part in folder.glob("block-*.csv"):
         part.unlink()
     return manifest
+
+
+def most_workers() -> int:
+    """As many processes as there are cores, of which more than 8 would take more memory than they are worth."""
+    return min(os.cpu_count() or 1, 8)
+
+
+def _drawn(
+    folder: Path, blocks: Sequence[int], count: int, outlines: Sequence[Outline], seed: int, workers: int
+) -> Iterator[tuple[int, list[dict[str, object]]]]:
+    """Writes the blocks, and gives each one's number and rows as it is done.
+
+    A block depends on the seed and its number alone, so it does not matter which process draws it. The processes are
+    started afresh: one that has threads, as torch has, must not be forked.
+
+    Raises:
+        OSError: such a process was ended from outside.
+    """
+    given = list(outlines), list(expected_malignancy(outlines, MALIGNANCY_SHARES))
+    workers = min(workers, len(blocks))
+    if workers < 2:
+        for block in blocks:
+            yield _write_block(folder, block, count, seed, *given)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, given) as pool:
+        tasks = [pool.submit(_write_shared, folder, block, count, seed) for block in blocks]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "A process that draws simulated cases was ended from outside, perhaps for want of memory. The cases "
+                "made so far are kept: start the same command again."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_outlines: tuple[list[Outline], list[float]] = [], []  # of a process that draws blocks
+
+
+def _begin(outlines: list[Outline], expected: list[float]) -> None:
+    """Prepares a process that draws blocks: one thread, and it ends with the process that started it."""
+    global _outlines
+    _outlines = outlines, expected
+    threadpool_limits(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _write_shared(folder: Path, block: int, count: int, seed: int) -> tuple[int, list[dict[str, object]]]:
+    return _write_block(folder, block, count, seed, *_outlines)
+
+
+def _names(block: int, count: int) -> list[str]:
+    last = min((block + 1) * REGIONS_A_BLOCK, count)
+    return [f"simulated-{number:05d}" for number in range(block * REGIONS_A_BLOCK, last)]
+
+
+def _kept_block(folder: Path, block: int, count: int) -> list[dict[str, object]]:
+    """The rows of a block that is there already, whole; else none."""
+    part = folder / f"block-{block:04d}.csv"
+    if not part.is_file():
+        return []
+    with part.open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, object]] = [dict(row) for row in csv.DictReader(file)]
+    wanted = len(_names(block, count))
+    return rows[:wanted] if len(rows) >= wanted else []
+
+
+def _write_block(
+    folder: Path, block: int, count: int, seed: int, outlines: list[Outline], expectations: list[float]
+) -> tuple[int, list[dict[str, object]]]:
+    """Draws a block's cases and writes them; its table comes last, so that it tells that they are whole."""
+    expected = dict(zip(map(id, outlines), expectations, strict=True))
+    rows: list[dict[str, object]] = []
+    for name, region in zip(_names(block, count), simulate_regions(outlines, block, seed), strict=False):
+        outline = region.outline
+        row: dict[str, object] = {"case": name, "patient": f"{name} (outline of {outline.patient})"}
+        row |= {"image": f"images/{name}.nii.gz", "mask": f"masks/{name}.nii.gz"}
+        malignancy = outline.ratings["malignancy"]
+        row["label"] = "benign" if malignancy < 3 else "malignant" if malignancy > 3 else "indeterminate"
+        row["diameter_mm"] = f"{outline.diameter_mm:.1f}"
+        _save(region.scan.voxels.astype(np.int16), region.scan.affine, folder / str(row["image"]))
+        _save(region.mask.astype(np.uint8), region.scan.affine, folder / str(row["mask"]))
+        row["expected_malignancy"] = f"{expected[id(outline)]:.2f}"
+        rows.append({**row, **outline.ratings})
+    _write(folder / f"block-{block:04d}.csv", COLUMNS, rows)
+    return block, rows
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from transformers import set_seed
 from mst.data import Case, read_manifest
 from mst.data.examples import example_outlines
 from mst.data.outlines import leave_out, read_outlines
-from mst.data.simulated import write_simulated
+from mst.data.simulated import most_workers, write_simulated
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError, hub_encoder
@@ -199,7 +199,9 @@ class Study:
                 if done % 100 == 0:
                     print(f"  {done} of {count} ({time.monotonic() - start:.0f} s)", flush=True)
 
-            write_simulated(folder, settings["cases"], outlines, settings.get("seed", 0), told)
+            write_simulated(
+                folder, settings["cases"], outlines, settings.get("seed", 0), told, most_workers()
+            )
 
     def _load(self, cases: list[Case]) -> list[LoadedCase]:
         new = [case for case in cases if case.name not in self._loaded]

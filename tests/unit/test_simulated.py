@@ -242,3 +242,25 @@ def test_a_run_that_is_cut_off_goes_on(
     write_simulated(tmp_path, 4, read_outlines(database))
     assert (tmp_path / "images" / "simulated-00000.nii.gz").stat().st_mtime_ns == first
     assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+def test_two_processes_draw_what_one_does(database: Path, tmp_path: Path) -> None:
+    outlines = read_outlines(database)
+    count = simulated.REGIONS_A_BLOCK + 1  # two blocks
+    done: list[int] = []
+    alone = write_simulated(tmp_path / "alone", count, outlines, seed=1)
+    shared = write_simulated(
+        tmp_path / "shared", count, outlines, 1, lambda number, _: done.append(number), workers=2
+    )
+    assert len(done) == 2
+    assert done[-1] == count
+    assert shared.read_text() == alone.read_text()
+    for case, other in zip(
+        read_manifest(alone, ("benign", "malignant")),
+        read_manifest(shared, ("benign", "malignant")),
+        strict=True,
+    ):
+        assert np.array_equal(read_scan(case.image).voxels, read_scan(other.image).voxels)
+        assert case.mask is not None
+        assert other.mask is not None
+        assert np.array_equal(read_scan(case.mask).voxels, read_scan(other.mask).voxels)
