@@ -110,21 +110,21 @@ class SliceClassifier(ScanClassifier):
             features = self.bottleneck(features)
         return on_all_slices(features, volume, self.hidden(padding_mask))
 
-    def classify_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Slice features [B, D, width] and padding_mask bool [B, D] -> logits [B, C].
+    def fuse_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Slice features [B, D, width] and padding_mask bool [B, D] -> the scan's vector, which is classified.
 
         Raises:
             ValueError: more slices than the model has positions for, or another number than "linear" takes.
         """
         batch, depth, width = features.shape
         if self.fusion == "average":
-            return self.linear(features.mean(dim=1))
+            return features.mean(dim=1)
         if self.fusion == "linear":
             if depth * width != self.linear.in_features:
                 raise ValueError(
                     f"this model takes {self.linear.in_features // width} slices, not {depth}: its fusion is linear"
                 )
-            return self.linear(features.flatten(1))
+            return features.flatten(1)
         if self.slice_positions is not None:
             if depth > self.slice_positions.shape[1]:
                 raise ValueError(
@@ -132,7 +132,11 @@ class SliceClassifier(ScanClassifier):
                 )
             features = features + self.slice_positions[:, :depth]
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), features], dim=1)
-        return self.linear(self.slice_fusion(tokens, src_key_padding_mask=_with_class(padding_mask))[:, 0])
+        return self.slice_fusion(tokens, src_key_padding_mask=_with_class(padding_mask))[:, 0]
+
+    def classify_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Slice features [B, D, width] and padding_mask bool [B, D] -> logits [B, C]; see `fuse_slices`."""
+        return self.linear(self.fuse_slices(features, padding_mask))
 
     def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""

@@ -132,22 +132,31 @@ class MaskedPretraining(nn.Module):
 class JointTraining(nn.Module):
     """A slice transformer trained to classify, with the dense objective beside it.
 
-    The dense objective keeps the encoder's features about the lesion while few labels are learnt from.
+    The dense objective keeps the encoder's features about the lesion while few labels are learnt from. The scan's
+    vector can be asked for the ratings too: what makes a nodule malignant is then learnt from many answers instead of
+    one (multi-task learning: Hussein et al., arXiv 1704.08797).
 
     Args:
         model: trained in place.
         ratings: how many ratings the dense objective predicts.
         weight: of the dense objective.
         patch_weight: see `DenseHeads`.
+        scan_weight: of telling the ratings from the scan's vector; 0: it is not asked.
     """
 
     def __init__(
-        self, model: SliceTransformer, ratings: int, weight: float = 0.5, patch_weight: float = 4.0
+        self,
+        model: SliceTransformer,
+        ratings: int,
+        weight: float = 0.5,
+        patch_weight: float = 4.0,
+        scan_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.heads = DenseHeads(model.encoder, ratings, patch_weight)
-        self.weight = weight
+        self.scan_head = nn.Linear(model.linear.in_features, ratings) if scan_weight else None
+        self.weight, self.scan_weight = weight, scan_weight
 
     def forward(
         self,
@@ -174,11 +183,14 @@ class JointTraining(nn.Module):
         batch, _, depth = given.shape[:3]
         tokens = encode_tokens(self.model.encoder, kept_slices(given, None), self.model.class_layers)
         features = tokens[:, 0].reshape(batch, depth, -1)
-        logits = self.model.classify_slices(features, padding_mask)
+        scan = self.model.fuse_slices(features, padding_mask)
         target = torch.stack([1 - probability, probability], dim=1)
-        return nn.functional.cross_entropy(logits, target) + self.weight * self.heads(
-            tokens, patches, area, ratings
-        )
+        loss = nn.functional.cross_entropy(self.model.linear(scan), target)
+        loss = loss + self.weight * self.heads(tokens, patches, area, ratings)
+        if self.scan_head is None:
+            return loss
+        each = cross_entropy(self.scan_head(scan), ratings.nan_to_num(), reduction="none")
+        return loss + self.scan_weight * _mean(each, ~ratings.isnan())
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

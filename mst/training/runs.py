@@ -359,7 +359,12 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     if beside := config.get("dense"):
         assert isinstance(model, SliceTransformer)
         dense = DenseTargets(model.patch, beside.get("ratings", {}))
-        trained = JointTraining(model, len(dense.ratings) + 1, beside.get("weight", 0.5))
+        trained = JointTraining(
+            model,
+            len(dense.ratings) + 1,
+            beside.get("weight", 0.5),
+            scan_weight=beside.get("scan_weight", 0.0),
+        )
     elif stem and config.get("keep_slices"):
         raise TrainingError(f"{config['file']}: a model with a stem takes keep_slices with dense alone.")
     samples = VolumeDraws(
