@@ -148,8 +148,14 @@ def _procedure(config: dict[str, Any]) -> str:
             ratings = ", ".join(["its size", *beside.get("ratings", {})])
             paragraphs[-1] += (
                 " Beside that its encoder learnt to tell from single slices which patches hold the lesion, whether the "
-                f"slice shows it, and what was rated of it ({ratings}). The lesions' masks were used for that alone; "
-                "no loss was put on the attention or on any saliency map."
+                f"slice shows it, and what was rated of it ({ratings})"
+                + (
+                    ", and the whole model to tell the same ratings of the scan"
+                    if beside.get("scan_weight")
+                    else ""
+                )
+                + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
+                "map."
             )
         if kept := config.get("average"):
             place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
@@ -223,8 +229,8 @@ def _choices(metrics: dict[str, Any]) -> str:
             "patients, which the figures above do not count."
         )
     return (
-        "No step of a run was chosen by a held-out score, but the settings (lengths, learning rates, shares) were "
-        "chosen\n  with such figures in view, so they may flatter the model a little."
+        "No step of a run was chosen by a held-out score, but the settings (layers, variation of the samples, lengths, "
+        "learning\n  rates, shares) were chosen with such figures in view, so they may flatter the model a little."
     )
 
 

@@ -64,7 +64,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = CONFIGS / "chest-ct.yaml" if str(path) == "all" else Path(path)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.load(path.read_text(encoding="utf-8"), _EachOnce)
     except OSError as error:
         raise TrainingError(f"There is no config {path}.") from error
     except yaml.YAMLError as error:
@@ -90,6 +90,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             section[last] = load_config(path.parent / str(section[last]))
     check_config(config)
     return config
+
+
+class _EachOnce(yaml.SafeLoader):
+    """Refuses a setting that is given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class Study:

@@ -116,11 +116,19 @@ def check_config(config: dict[str, Any]) -> None:
     try:
         get_task(config.get("task", ""))
         if config["kind"] == "study":
+            _known(config, "the config", {*_ANY, *_STUDY})
             return
         if config["kind"] not in ("encoder", "classifier"):
             raise TrainingError(f"the kind {config['kind']!r} is none of study, encoder or classifier.")
         TrainingSettings.from_config(config.get("training"))
+        _known(
+            config,
+            "the config",
+            {*_ANY, *_CLASSIFIER} if config["kind"] == "classifier" else {*_ANY, *_ENCODER},
+        )
         Augmentation.from_config(config.get("augment"))
+        if (dense := config.get("dense")) is not None:
+            _check_dense(dense)
         if (share := config.get("average")) is not None:
             if not isinstance(share, int | float) or not 0 < share <= 1:
                 raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")
@@ -130,15 +138,34 @@ def check_config(config: dict[str, Any]) -> None:
         raise TrainingError(f"{config['file']}: {error}") from error
 
 
-def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
-    """The section's values, each checked; None stands for "not set" where that is the default."""
+def _known(section: Any, name: str, known: set[str]) -> None:
     if not isinstance(section, dict):
         raise TrainingError(f"{name} is {section!r}, not a list of settings.")
-    known = {field.name: field for field in fields(cls)}
-    if unknown := [str(key) for key in section if key not in known]:
-        raise TrainingError(
-            f"{name} has no setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+    if unknown := sorted(str(key) for key in section if key not in known):
+        raise TrainingError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+
+
+def _check_dense(section: Any) -> None:
+    _known(section, "dense", {"weight", "scan_weight", "ratings"})
+    for key in ("weight", "scan_weight"):
+        value = section.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise TrainingError(f"dense.{key} is {value!r}, not a number of at least 0")
+    ratings = section.get("ratings", {})
+    if not isinstance(ratings, dict):
+        raise TrainingError(f"dense.ratings is {ratings!r}, not columns with their lowest and highest value")
+    for column, limits in ratings.items():
+        numbers = (
+            isinstance(limits, list) and len(limits) == 2 and all(isinstance(n, int | float) for n in limits)
         )
+        if not numbers or limits[0] >= limits[1]:
+            raise TrainingError(f"dense.ratings.{column} is {limits!r}, not [lowest, highest]")
+
+
+def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
+    """The section's values, each checked; None stands for "not set" where that is the default."""
+    known = {field.name: field for field in fields(cls)}
+    _known(section, name, set(known))
     needed = [key for key, field in known.items() if field.default is MISSING and section.get(key) is None]
     if needed:
         raise TrainingError(f"{name} lacks {', '.join(needed)}")
@@ -199,6 +226,12 @@ def _one_of(*choices: str) -> Check:
     return Check(read, " or ".join(choices))
 
 
+# The names that a config may have, by its kind.
+_ANY = ("name", "kind", "file", "task", "folds", "seed", "data", "dataset", "cross_validate")
+_STUDY = ("steps",)
+_TRAINED = ("simulated", "shares", "balanced", "augment", "training", "pretraining", "class_layers")
+_ENCODER = (*_TRAINED, "objective", "encoder", "grid", "slices", "ratings", "patch_weight", "hidden")
+_CLASSIFIER = (*_TRAINED, "model", "keep_slices", "dense", "average")
 _RATE = _number(1e-30, 1e3, "a number above 0")
 _SWITCH = _same(bool, "true or false")
 _TRAINING = {

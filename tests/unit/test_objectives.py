@@ -123,6 +123,26 @@ def test_joint_training_trains_the_model_itself() -> None:
     assert found[1] > 0.7
 
 
+def test_the_scan_is_asked_for_the_ratings_that_are_known() -> None:
+    torch.manual_seed(0)
+    model = SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=2, class_layers=1)
+    joint = JointTraining(model, 3, scan_weight=0.5)
+    alone = JointTraining(model, 3)
+    alone.heads.load_state_dict(joint.heads.state_dict())
+    volume, padding = torch.randn(2, 1, 5, 24, 24), torch.zeros(2, 5, dtype=torch.bool)
+    probability, targets = torch.tensor([0.0, 1.0]), dense_targets()
+    targets["ratings"] = torch.tensor([[0.25, float("nan"), 1.0], [float("nan"), float("nan"), 0.5]])
+    gained = joint(volume, padding, probability, **targets) - alone(volume, padding, probability, **targets)
+    told = joint.scan_head(model.fuse_slices(model.encode_slices(volume), padding)).sigmoid()
+    wanted = [(told[0, 0], 0.25), (told[0, 2], 1.0), (told[1, 2], 0.5)]
+    each = [-(target * p.log() + (1 - target) * (1 - p).log()) for p, target in wanted]
+    assert torch.isclose(gained, 0.5 * torch.stack(each).mean(), atol=1e-5)
+    targets["ratings"] = torch.full((2, 3), float("nan"))
+    assert torch.isclose(
+        joint(volume, padding, probability, **targets), alone(volume, padding, probability, **targets)
+    )
+
+
 STEM_ENCODER = {**ENCODER, "num_channels": 16, "image_size": 12, "patch_size": 3}
 
 

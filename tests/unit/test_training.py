@@ -381,6 +381,10 @@ def test_a_wrong_config_is_explained(configs: Path) -> None:
         load_config(configs / "gone.yaml")
     with pytest.raises(TrainingError, match="no setting"):
         load_config(configs / "resnet.yaml", ["nonsense"])
+    twice = (configs / "resnet.yaml").read_text() + "\nfolds: 3\n"
+    (configs / "twice.yaml").write_text(twice)
+    with pytest.raises(TrainingError, match=r"(?s)twice\.yaml is not valid YAML: folds is given twice.*line"):
+        load_config(configs / "twice.yaml")
 
 
 MST_RESNET = {

@@ -66,6 +66,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("kind=detector", "the kind 'detector' is none of"),
         ("average=2", "average is 2, not a number above 0 and at most 1"),
         ("average=0.5", "average needs a pretraining that trains a whole model"),
+        ("keep_slides=4", "r.yaml: the config has no setting keep_slides; known: augment, average"),
+        ("dense={wait: 1}", "dense has no setting wait; known: ratings, scan_weight, weight"),
+        ("dense={scan_weight: much}", "dense.scan_weight is 'much', not a number of at least 0"),
+        ("dense={ratings: {margin: 5}}", "dense.ratings.margin is 5, not [lowest, highest]"),
     ],
 )
 def test_a_setting_that_is_of_no_use_is_told_by_name(
