@@ -183,7 +183,10 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
     rows = [
         ("AUC, pooled over the folds", f"{metrics['auc']:.2f} (95% CI {low:.2f} to {high:.2f})"),
         ("AUC, mean over the folds", f"{metrics['auc_folds_mean']:.2f} (SD {metrics['auc_folds_sd']:.2f})"),
-        ("AUC with the region up to 10 mm off-centre", f"{metrics['auc_off_centre']:.2f}"),
+        (
+            f"AUC with the region up to 10 mm off-centre{_places(metrics)}",
+            f"{metrics['auc_off_centre']:.2f}",
+        ),
     ]
     if found := metrics.get("calibration"):
         rows.append(
@@ -202,8 +205,8 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
         )
     for key, name in (
         ("baseline_diameter_auc", "AUC of the lesion's diameter alone, for comparison"),
-        ("pointing_off_centre", "saliency's maximum within 2 mm of the mask, region off-centre"),
-        ("top_slice_off_centre", "most weighted slice shows the lesion, region off-centre"),
+        ("pointing_off_centre", "saliency's maximum within 2 mm of the mask, region off-centre likewise"),
+        ("top_slice_off_centre", "most weighted slice shows the lesion, region off-centre likewise"),
     ):
         if metrics.get(key) is not None:
             value = metrics[key]
@@ -220,6 +223,11 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
     elif metrics.get("baseline_diameter_auc", 0) > metrics["auc"]:
         verdict = "\n\nThe lesion's diameter alone separates these cases better than this model does."
     return f"{metrics['protocol']}\n\nOn {counts}:\n\n| | |\n| --- | --- |\n{table}{verdict}"
+
+
+def _places(metrics: dict[str, Any]) -> str:
+    count = metrics.get("off_centre_places", 1)
+    return f", mean of {count} places a case" if count > 1 else ""
 
 
 def _choices(metrics: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ from mst.training.augment import Augmentation
 from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
 from mst.training.datasets import DenseTargets, SliceDraws, ValidationVolumes, VolumeDraws, label_weights
-from mst.training.evaluate import calibration, predict_cases, read_rows, summarise, write_rows
+from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
 from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
 from mst.training.trainer import best_evaluation, fit
@@ -433,7 +433,7 @@ def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, fo
     held_out = study.part_cases(ALL)[0] if folder.name == SIMULATED else study.part_cases(part)[1]
     if not study.cases and folder.name != SIMULATED:
         held_out = study.simulated_tests(_simulated(config))
-    if processes.is_main() and held_out and not (folder / PREDICTIONS).is_file():
+    if processes.is_main() and held_out and not has_rows(folder / PREDICTIONS):
         rows = predict_cases(model, held_out)
         write_rows(rows, folder / PREDICTIONS)
         print(json.dumps(summarise([rows], study.task.classes)), flush=True)
@@ -489,7 +489,7 @@ def publish(
     if not study.cases:
         metrics |= _without_real_cases(study, config)
         labels = [case.label for case in study.simulated_cases(_simulated(config))]
-    elif all(file.is_file() for file in files):
+    elif all(has_rows(file) for file in files):
         for k in range(study.folds):
             study.folder(config, f"fold-{k}")  # the folds must come from these very settings and cases
         folds = [read_rows(file) for file in files]
@@ -514,7 +514,7 @@ def publish(
         )
     before = config.get("pretraining") or {}
     alone = study.runs / before.get("name", "") / SIMULATED / PREDICTIONS
-    if before.get("kind") == "classifier" and alone.is_file():
+    if before.get("kind") == "classifier" and has_rows(alone):
         found = summarise([read_rows(alone)], study.task.classes)
         metrics["simulated_alone"] = {"auc": found["auc"], "auc_ci95": found["auc_ci95"]}
     if stopping and (best := best_evaluation(_read_log(study.runs / config["name"] / ALL))):

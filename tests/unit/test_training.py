@@ -27,6 +27,7 @@ from mst.tasks import TASKS
 from mst.training.augment import Augmentation
 from mst.training.cases import load_cases, split
 from mst.training.datasets import DenseTargets, SliceDraws, VolumeDraws
+from mst.training.evaluate import read_rows
 from mst.training.runs import CONFIGS, Study, TrainingError, build_model, load_config, run
 
 CHEST = TASKS["chest-ct"]
@@ -206,6 +207,19 @@ def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -
     assert f"{metrics['auc']:.2f}" in card
     assert "Not a medical device" in card
     assert card.startswith("---\nlicense: mit")
+    assert "mean of 5 places a case" in card
+
+    # Predictions of an earlier version, with other columns, are made again; nothing is trained.
+    file = configs / "runs" / "tiny-mst" / "fold-0" / "predictions.csv"
+    rows = read_rows(file)
+    assert all(0 <= float(row["pointing_off"]) <= 1 for row in rows)
+    assert len({row[f"probability_off_{number}"] for number in range(1, 6) for row in rows[:1]}) > 1
+    file.write_text("case,label,probability\nc0,benign,0.5\n")
+    weights = configs / "runs" / "tiny-mst" / "fold-0" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run(load_config(configs / "mst.yaml"), data, configs / "out", configs / "runs", command="a command")
+    assert read_rows(file) == rows
+    assert weights.stat().st_mtime_ns == before
 
 
 def _simulated_folder(data: Path, folder: Path, first: str) -> None:
