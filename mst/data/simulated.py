@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -192,6 +193,7 @@ def _begin(outlines: list[Outline], expected: list[float]) -> None:
     global _outlines
     _outlines = outlines, expected
     threadpool_limits(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     Thread(target=_end_with_parent, daemon=True).start()
 
 
