@@ -165,13 +165,14 @@ def _drawn(
     Raises:
         OSError: such a process was ended from outside.
     """
-    given = list(outlines), list(expected_malignancy(outlines, MALIGNANCY_SHARES))
+    outlines, expected = list(outlines), list(expected_malignancy(outlines, MALIGNANCY_SHARES))
     workers = min(workers, len(blocks))
     if workers < 2:
+        expectations = dict(zip(map(id, outlines), expected, strict=True))
         for block in blocks:
-            yield _write_block(folder, block, count, seed, *given)
+            yield _write_block(folder, block, count, seed, outlines, expectations)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, given) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (outlines, expected)) as pool:
         tasks = [pool.submit(_write_shared, folder, block, count, seed) for block in blocks]
         try:
             for task in as_completed(tasks):
@@ -185,13 +186,13 @@ def _drawn(
             pool.shutdown(cancel_futures=True)
 
 
-_outlines: tuple[list[Outline], list[float]] = [], []  # of a process that draws blocks
+_outlines: tuple[list[Outline], dict[int, float]] = [], {}  # of a process that draws blocks
 
 
 def _begin(outlines: list[Outline], expected: list[float]) -> None:
     """Prepares a process that draws blocks: one thread, and it ends with the process that started it."""
     global _outlines
-    _outlines = outlines, expected
+    _outlines = outlines, dict(zip(map(id, outlines), expected, strict=True))
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     Thread(target=_end_with_parent, daemon=True).start()
@@ -224,10 +225,13 @@ def _kept_block(folder: Path, block: int, count: int) -> list[dict[str, object]]
 
 
 def _write_block(
-    folder: Path, block: int, count: int, seed: int, outlines: list[Outline], expectations: list[float]
+    folder: Path, block: int, count: int, seed: int, outlines: Sequence[Outline], expected: dict[int, float]
 ) -> tuple[int, list[dict[str, object]]]:
-    """Draws a block's cases and writes them; its table comes last, so that it tells that they are whole."""
-    expected = dict(zip(map(id, outlines), expectations, strict=True))
+    """Draws a block's cases and writes them; its table comes last, so that it tells that they are whole.
+
+    Args:
+        expected: by an outline's `id`, the malignancy that readers give such a nodule on average.
+    """
     rows: list[dict[str, object]] = []
     for name, region in zip(_names(block, count), simulate_regions(outlines, block, seed), strict=False):
         outline = region.outline
