@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 import sqlite3
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -168,6 +169,15 @@ def test_the_smallest_nodule_has_a_voxel_of_the_mask(monkeypatch: pytest.MonkeyP
         assert 1 <= region.mask.sum() <= 12
 
 
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
 def test_the_contact_sheet(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -178,12 +188,7 @@ def test_the_contact_sheet(
     shutil.copytree(tmp_path / "cases", tmp_path / "real")
     manifest = tmp_path / "real" / "cases.csv"
     manifest.write_text(manifest.read_text().replace("\nsimulated-", "\nreal-"))
-    place = Path(__file__).parents[2] / "tools" / "contact_sheet.py"
-    spec = importlib.util.spec_from_file_location("contact_sheet", place)
-    assert spec is not None
-    assert spec.loader is not None
-    sheet = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sheet)
+    sheet = load_tool("contact_sheet")
     given = ["--simulated", tmp_path / "cases", "--count", "2", "--out", tmp_path / "sheet.png"]
     monkeypatch.setattr("sys.argv", ["contact_sheet.py", *map(str, given)])
     assert sheet.main() == 0
