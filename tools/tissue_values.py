@@ -1,8 +1,8 @@
 """How far simulated chest CT regions are from real ones in tone, sharpness and noise, without any look at labels.
 
     python tools/tissue_values.py --data DATA                                # real ones as they are stored
+    python tools/tissue_values.py --data DATA --simulated FOLDER             # of `mst prepare simulated`
     python tools/tissue_values.py --data DATA --slope 1.142857 --intercept -57.142857
-    python tools/tissue_values.py --data DATA --simulated FOLDER                 # of `mst prepare simulated`
 
 Prints the median and the quartiles over cases of a few measures of the 51 mm round each nodule. What differs by more
 than the quartiles is something that a model trained on simulated cases may hold on to and not find in real ones.
