@@ -37,14 +37,15 @@ def measure(hu: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     around = without > 6
     smooth = gaussian_filter(hu, 2.0)
     lung = around & (smooth < smooth[around].min() + 300)
-    fine = hu - gaussian_filter(hu, 1.0)
+    soft = gaussian_filter(hu, 1.0)
+    fine = hu - soft
     slope = np.sqrt(sum(np.square(part) for part in np.gradient(hu)))
     core = within >= min(2.0, within.max())
     found = {
         "smallest value": hu.min(),
         "lung": _median(hu[lung]),
         "noise in lung (SD, finer than 1 mm)": float(fine[lung].std()) if lung.any() else np.nan,
-        "soft tissue around (share)": float((gaussian_filter(hu, 1.0)[around] > DENSE).mean()),
+        "soft tissue around (share)": float((soft[around] > DENSE).mean()),
         "nodule, 2 mm inside: mean": hu[core].mean(),
         "nodule, 2 mm inside: SD": hu[core].std(),
         "nodule, 2 mm inside: 90th percentile": np.percentile(hu[core], 90),
@@ -61,17 +62,25 @@ def _median(values: np.ndarray) -> float:
 
 
 def table(folder: Path, slope: float, intercept: float, count: int) -> dict[str, np.ndarray]:
-    """{measure: [N]} of a manifest's first `count` cases with a mask; values become slope x value + intercept."""
+    """{measure: [N]} of a manifest's first `count` cases with a mask; values become slope x value + intercept.
+
+    Raises:
+        SystemExit: no case has a mask, or voxels are not of 1 mm, which all measures count in.
+    """
     rows = []
     for case in read_manifest(folder, TASKS["chest-ct"].classes)[:count]:
         if case.mask is None:
             continue
         scan = read_scan(case.image)
+        if not np.allclose(scan.spacing, 1, atol=0.01):
+            raise SystemExit(f"{case.source}: {case.image.name} has voxels of another size than 1 mm.")
         mask = read_mask(case.mask, scan) > 0
         middle = [round(float(np.mean(places))) for places in np.nonzero(mask)]
         window = tuple(slice(max(0, m - SIDE_MM // 2), m + SIDE_MM // 2 + 1) for m in middle)
         rows.append(measure(scan.voxels[window] * slope + intercept, mask[window]))
-    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    if not rows:
+        raise SystemExit(f"{folder}: no case has a mask.")
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def main() -> int:
