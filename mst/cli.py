@@ -58,10 +58,17 @@ def _build_parser() -> argparse.ArgumentParser:
         help="classify a scan and map what the decision rests on",
         description="Classifies one region of a scan with both models; writes prediction.json, a saliency "
         "NIfTI for each model, report.html and report.pdf; for a DICOM scan also each model's saliency as a DICOM "
-        "parametric map and segmentation.",
+        "parametric map and segmentation. With --manifest it does so for each of many scans; started again, it "
+        "computes only what is missing.",
     )
-    predict.add_argument("scan", metavar="SCAN", type=Path, help="a file, a DICOM folder or a zip")
-    predict.add_argument("--task", required=True, choices=list(TASKS), help="the study")
+    predict.add_argument("scan", metavar="SCAN", nargs="?", type=Path, help="a file, a DICOM folder or a zip")
+    predict.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="CSV",
+        help="many scans instead of one: column image; may have case, mask, fold and center_x, center_y, center_z",
+    )
+    predict.add_argument("--task", choices=list(TASKS), help="the study (with --manifest, default: chest-ct)")
     predict.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the results")
     where = predict.add_mutually_exclusive_group()
     where.add_argument("--center", metavar="X,Y,Z", help="centre of the region in millimetres, RAS")
@@ -342,6 +349,12 @@ def _prepared(summary: Summary) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if (args.scan is None) == (args.manifest is None):
+        raise ValueError("give either a SCAN or --manifest CSV (see mst predict --help)")
+    if args.manifest is not None:
+        return _predict_cohort(args)
+    if args.task is None:
+        raise ValueError(f"say which study it is: --task {', '.join(TASKS)} (see mst predict --help)")
     from mst.scan import read_mask, read_scan, subtract
 
     center = parse_center(args.center)
@@ -376,6 +389,36 @@ def _predict(args: argparse.Namespace) -> int:
         print(f"{titles[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
     maps = "NIfTI and DICOM" if any(name.endswith(".dcm") for name in files) else "NIfTI"
     print(f"Wrote {args.out}/prediction.json, the saliency maps ({maps}), report.html and report.pdf.")
+    return 0
+
+
+def _predict_cohort(args: argparse.Namespace) -> int:
+    from mst.data import read_manifest
+
+    for option in ("center", "side", "mask", "pre"):
+        if getattr(args, option) is not None:
+            raise ValueError(
+                f"--{option} goes with one SCAN; a manifest gives each case's place in its columns mask or "
+                "center_x, center_y, center_z"
+            )
+    study = get_task(args.task or "chest-ct")
+    # Before torch is imported, which takes seconds: a bad manifest should be told at once.
+    cases = read_manifest(args.manifest, study.classes, labelled=False)
+
+    from mst.cohort import predict_cohort
+    from mst.prediction import LABELS
+
+    models = {"mst": args.mst, "resnet": args.resnet}
+    rows = predict_cohort(
+        cases, args.out, study, models, tta=args.tta, folders=True, on_case=_told, tell=_complain
+    )
+    width = max(len(LABELS[name]) for name in LABELS)
+    for name, label in LABELS.items():
+        answers = [row[f"{name}_prediction"] for row in rows if row.get(f"{name}_prediction")]
+        if answers:
+            counts = ", ".join(f"{answers.count(answer)} {answer}" for answer in study.classes)
+            print(f"{label:<{width}}  {counts}")
+    print(f"Wrote {args.out}/predictions.csv and a folder for each of {len(rows)} cases.")
     return 0
 
 

@@ -1,10 +1,11 @@
-"""The manifest of cases, to train on or to evaluate on: a CSV with a row a case.
+"""The manifest of cases, to train on, to evaluate on or to classify: a CSV with a row a case.
 
-Columns `image` and `label` must be there; `case`, `patient`, `mask`, `fold`, `malignancy`, and `center_x`,
-`center_y`, `center_z` together (RAS millimetres) may be. Where there is no `case` column, a case is named after its
-image; where there is no `patient` column, each case is taken for another patient. Files are relative to the CSV's
-folder. Any further column that holds numbers is kept as a rating of the case; `expected_malignancy` is what readers
-rate such a lesion on average, and is trained on in place of the one reader's `malignancy`.
+Columns `image` and, unless cases are only classified, `label` must be there; `case`, `patient`, `mask`, `fold`,
+`malignancy`, and `center_x`, `center_y`, `center_z` together (RAS millimetres) may be. Where there is no `case` column,
+a case is named after its image; where there is no `patient` column, each case is taken for another patient. Files are
+relative to the CSV's folder. Any further column that holds numbers is kept as a rating of the case;
+`expected_malignancy` is what readers rate such a lesion on average, and is trained on in place of the one reader's
+`malignancy`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Case:
         name: the case's name, unique in the manifest.
         patient: cases of one patient are never split between training and validation.
         image, mask: files; mask is None where the manifest names none.
-        label: one of the study's classes, or "indeterminate".
+        label: one of the study's classes, or "indeterminate"; any text, also "", where labels are not asked for.
         ratings: the row's numeric columns ("malignancy": 4.0, ...).
         center: (x, y, z) of the lesion in RAS millimetres; None where the manifest gives none.
         fold: the name of the fold that the case belongs to; "" where the manifest names none.
@@ -53,20 +54,21 @@ class Case:
     fold: str = ""
 
 
-def read_manifest(path: str | Path, classes: Sequence[str]) -> list[Case]:
+def read_manifest(path: str | Path, classes: Sequence[str], labelled: bool = True) -> list[Case]:
     """Reads and checks a manifest.
 
     Args:
         path: a CSV, or a folder with `manifest.csv`, `nodules.csv` or one single CSV.
         classes: names of the study's classes; other labels than these and "indeterminate" are errors.
+        labelled: whether labels are asked for; if not, they are taken as they are.
 
     Raises:
         ManifestError: no manifest; a column, file or label missing; a case named twice; a patient in two folds;
-            one class only.
+            one class only; no case at all.
     """
     path = _find(Path(path))
     try:
-        cases = _read(path, classes)
+        cases = _read(path, classes if labelled else None)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path.name} is not a CSV file in UTF-8; save it as one.") from error
     names: dict[str, str] = {}
@@ -81,6 +83,10 @@ def read_manifest(path: str | Path, classes: Sequence[str]) -> list[Case]:
                 f"{case.source}: the patient {case.patient} is in fold {case.fold or '(none)'}, but in fold "
                 f"{other.fold or '(none)'} in {other.source.split(', ')[-1]}."
             )
+    if not labelled:
+        if not cases:
+            raise ManifestError(f"{path.name} holds no case.")
+        return cases
     found = sorted({case.label for case in cases} - {INDETERMINATE})
     if len(found) < 2:
         only = f"only the class {found[0]}" if found else "no labelled case"
@@ -88,14 +94,15 @@ def read_manifest(path: str | Path, classes: Sequence[str]) -> list[Case]:
     return cases
 
 
-def _read(path: Path, classes: Sequence[str]) -> list[Case]:
+def _read(path: Path, classes: Sequence[str] | None) -> list[Case]:
+    required = REQUIRED if classes is not None else REQUIRED[:1]
     # utf-8-sig: spreadsheet programs put a byte-order mark before the first column's name.
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        if missing := [column for column in REQUIRED if column not in columns]:
+        if missing := [column for column in required if column not in columns]:
             raise ManifestError(
-                f"{path.name} has no column {', '.join(missing)}; it needs {', '.join(REQUIRED)} "
+                f"{path.name} has no column {', '.join(missing)}; it needs {', '.join(required)} "
                 "and may have case, patient, mask, fold, malignancy and center_x, center_y, center_z."
             )
         cases = [_case(row, path, reader.line_num, classes) for row in reader]
@@ -116,16 +123,16 @@ def _find(path: Path) -> Path:
     return tables[0]
 
 
-def _case(row: dict[str, str | None], path: Path, line: int, classes: Sequence[str]) -> Case:
+def _case(row: dict[str, str | None], path: Path, line: int, classes: Sequence[str] | None) -> Case:
     source = f"{path.name}, row {line}"
     values = {
         key: (value or "").strip() for key, value in row.items() if key and isinstance(value, str | None)
     }
-    for column in ("case", *REQUIRED):
+    for column in ("case", *(REQUIRED if classes is not None else REQUIRED[:1])):
         if values.get(column) == "":
             raise ManifestError(f"{source}: the column {column} is empty.")
-    label = values["label"]
-    if label not in (*classes, INDETERMINATE):
+    label = values.get("label", "")
+    if classes is not None and label not in (*classes, INDETERMINATE):
         raise ManifestError(
             f"{source}: the label {label!r} is none of {', '.join(classes)} or {INDETERMINATE}."
         )

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mst.cohort import Row
+from mst.saliency.metrics import MEASURES, YES_OR_NO
 from mst.statistics import (
     OperatingPoint,
     auc,
@@ -22,9 +24,6 @@ from mst.statistics import (
     youden_point,
 )
 
-Row = dict[str, str]  # of predictions.csv
-YES_OR_NO = ("pointing_game", "top_slice_in_lesion")
-SALIENCY = (*YES_OR_NO, "share_inside", "dice", "iou", "average_surface_distance_mm")
 FOLD_FIGURES = ("auc", "sensitivity", "specificity", "accuracy")
 DIGITS = 9  # as many as predictions.csv has, so that a threshold is still one of the scores
 
@@ -157,7 +156,7 @@ def _saliency(rows: Sequence[Row], name: str) -> dict[str, Any]:
     if not masked:
         return {}
     found: dict[str, Any] = {"n": len(masked)}
-    for measure in SALIENCY:
+    for measure in MEASURES:
         values = column([row for row in masked if row[f"{name}_{measure}"]], f"{name}_{measure}")
         found[measure] = float(values.mean()) if len(values) else None
         if measure in YES_OR_NO:
@@ -180,7 +179,7 @@ def _comparison(
         "delong_p": test.p,
     }
     saliency = {}
-    for measure in SALIENCY:
+    for measure in MEASURES:
         names = [f"{name}_{measure}" for name in (first, second)]
         pairs = [row for row in rows if all(row.get(name) for name in names)]
         if not pairs:

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from mst.evaluation.figures import Row, column, truth_of
+from mst.cohort import Row
+from mst.evaluation.figures import column, truth_of
 from mst.prediction import SHORT_LABELS
 
 # It would tell a read-only home folder on standard error.

@@ -8,9 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mst.evaluation.figures import SALIENCY, YES_OR_NO, Row
+from mst.cohort import Row
 from mst.evaluation.plots import DARK, LIGHT, calibration_svg, roc_svg
 from mst.prediction import DISCLAIMER, SHORT_LABELS
+from mst.saliency.metrics import YES_OR_NO
 from mst.tasks import get_task
 
 MEASURES = {
@@ -205,7 +206,7 @@ def _saliency(metrics: Mapping[str, Any]) -> str:
         return ""
     tests = metrics.get("comparison", {}).get("saliency", {})
     lines = []
-    for measure in SALIENCY:
+    for measure in MEASURES:
         cells = [_measure(found, measure) for found in models.values()]
         test = tests.get(measure)
         paired = [] if not tests else ["" if test is None else f"{_p(test['p'])}, {test['test']}"]

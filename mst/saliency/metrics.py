@@ -9,6 +9,8 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 TOLERANCE_MM = 2.0
 QUANTILE = 0.999  # as in the paper's code
+YES_OR_NO = ("pointing_game", "top_slice_in_lesion")
+MEASURES = (*YES_OR_NO, "share_inside", "dice", "iou", "average_surface_distance_mm")
 
 
 def saliency_metrics(

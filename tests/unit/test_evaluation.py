@@ -15,10 +15,11 @@ from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 from small_study import round_outline
 
 import mst
+from mst import cohort
 from mst.cli import main
 from mst.data import ManifestError
 from mst.data.simulated import simulate_chest_ct
-from mst.evaluation import cohort, evaluate, summarise
+from mst.evaluation import evaluate, summarise
 from mst.files import write_whole
 from mst.models import ResNet3D, SliceTransformer
 from mst.models.loading import save_model
@@ -377,3 +378,81 @@ def test_figures_that_cannot_be_known_are_null() -> None:
     assert metrics["models"]["mst"]["auc_ci95"][0] < 0.6
     assert metrics["models"]["mst"]["folds"]["auc"] == {"each": [None, None], "mean": None, "sd": None}
     json.dumps(metrics, allow_nan=False)
+
+
+def test_many_scans_are_classified_and_each_has_its_folder(
+    data: Path, models, computed: list[str], tmp_path: Path, capsys
+) -> None:
+    lines = ["c0,i0.nii.gz,", "p1/ct 1,i1.nii.gz,m1.nii.gz", "P1_ct_1,i2.nii.gz,m2.nii.gz"]
+    cases = _manifest(data, tmp_path, *lines, head="case,image,mask")
+    command = ["predict", "--manifest", str(cases), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "a folder for each of 3 cases" in told
+    assert re.search(r"3D ResNet +\d benign, \d malignant", told)
+    rows = _rows(tmp_path / "out")
+    assert [(row["case"], row["folder"]) for row in rows] == [
+        ("c0", "c0"),
+        ("p1/ct 1", "p1_ct_1"),
+        ("P1_ct_1", "P1_ct_1-2"),
+    ]
+    for row in rows:
+        folder = tmp_path / "out" / row["folder"]
+        record = json.loads((folder / "prediction.json").read_text())
+        for name, found in record["models"].items():
+            assert found["probabilities"]["malignant"] == pytest.approx(
+                float(row[f"{name}_probability"]), abs=1e-6
+            )
+            assert ("metrics" in found) == (row["diameter_mm"] != "")
+            assert (folder / f"{name}_saliency.nii.gz").is_file()
+        assert (folder / "report.html").is_file()
+    # Each is what `mst predict SCAN` gives.
+    alone = mst.predict(mst.read_scan(data / "i1.nii.gz"), mask=data / "m1.nii.gz", models=models)
+    assert float(rows[1]["mst_probability"]) == pytest.approx(
+        alone["mst"].probabilities["malignant"], abs=1e-6
+    )
+
+    # Started again it computes what is missing: a folder without its prediction.json was cut off.
+    assert computed == ["c0", "p1/ct 1", "P1_ct_1"]
+    (tmp_path / "out" / "c0" / "prediction.json").unlink()
+    assert main(command) == 0
+    assert computed[3:] == ["c0"]
+    assert _rows(tmp_path / "out") == rows
+
+
+def test_a_scan_that_cannot_be_read_costs_no_other_case(data: Path, models, tmp_path: Path, capsys) -> None:
+    (tmp_path / "bad.nii.gz").write_bytes(b"no scan")
+    cases = _manifest(data, tmp_path, "i0.nii.gz", "bad.nii.gz", "i1.nii.gz", head="image")
+    assert main(["predict", "--manifest", str(cases), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "cases.csv, row 3" in told
+    assert "bad.nii.gz" in told
+    assert "Traceback" not in told
+    rows = _rows(tmp_path / "out")
+    assert len(rows) == 2
+    assert all((tmp_path / "out" / row["folder"] / "prediction.json").is_file() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either a SCAN or --manifest"),
+        (["{data}/i0.nii.gz", "--manifest", "{data}/cases.csv"], "give either a SCAN or --manifest"),
+        (["{data}/i0.nii.gz"], "say which study it is: --task chest-ct"),
+        (["--manifest", "{data}/cases.csv", "--center", "1,2,3"], "--center goes with one SCAN"),
+        (["--manifest", "{data}/nothing.csv"], "There is no manifest"),
+        (["--manifest", "{tmp}/empty.csv"], "empty.csv holds no case"),
+        (["--manifest", "{tmp}/other.csv"], "other.csv has no column image; it needs image and"),
+    ],
+)
+def test_what_cannot_be_classified_is_told_in_one_line(
+    arguments: list[str], message: str, data: Path, models, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "empty.csv").write_text("image\n")
+    (tmp_path / "other.csv").write_text("scan\ni0.nii.gz\n")
+    given = [text.format(data=data, tmp=tmp_path) for text in arguments]
+    assert main(["predict", *given, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""From a manifest of cases to predictions, figures and a report.
+"""The cases of a manifest through the models, one after the other.
 
 Every case takes the path of the dashboard (`mst.predict`). What is finished stays in predictions.csv, so that a
 cohort that was cut off goes on where it stopped.
@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,105 +18,108 @@ from typing import Any
 import numpy as np
 
 from mst import __version__
-from mst.data import Case, ManifestError, read_manifest
-from mst.evaluation.figures import SALIENCY, Row, summarise
-from mst.evaluation.plots import roc_png
-from mst.evaluation.report import evaluation_html
+from mst.data import Case, ManifestError
 from mst.files import write_whole
 from mst.models import CheckpointError
-from mst.prediction import cached_model, choose_spot, predict, resolve_checkpoints
+from mst.prediction import Prediction, cached_model, choose_spot, predict, resolve_checkpoints
+from mst.results import write_results
+from mst.saliency.metrics import MEASURES
 from mst.scan import Scan, ScanError, read_mask, read_scan
-from mst.tasks import Task, get_task
+from mst.tasks import Task
 
-PREDICTIONS, METRICS, ROC, REPORT = "predictions.csv", "metrics.json", "roc.png", "report.html"
+PREDICTIONS = "predictions.csv"
 ABOUT = ("case", "patient", "fold", "label", "center_x", "center_y", "center_z", "center_by", "diameter_mm")
-OF_MODEL = ("probability", "prediction", *SALIENCY)
+OF_MODEL = ("probability", "prediction", *MEASURES)
 FOLD = "{fold}"
+Row = dict[str, str]  # of predictions.csv
 
 
-def evaluate(
-    manifest: str | Path,
-    out: str | Path,
-    task: str = "chest-ct",
+def predict_cohort(
+    cases: Sequence[Case],
+    out: Path,
+    task: Task,
     models: Mapping[str, str | Path | None] | None = None,
     *,
     off_centre_mm: float = 0.0,
     tta: bool = False,
+    folders: bool = False,
     on_case: Callable[[int, int], None] = lambda done, count: None,
-) -> dict[str, Any]:
-    """Runs the models over a manifest's cases and writes predictions.csv, metrics.json, roc.png and report.html.
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> list[Row]:
+    """Runs the models over cases and writes predictions.csv, a row a case.
 
-    A region is centred on the manifest's `center_x`, `center_y`, `center_z`, else on the mask's centroid, else on
-    the scan's middle. Cases that are in predictions.csv already are not computed again, unless their files, their
-    centre or a checkpoint have changed.
+    A region is centred on the case's centre, else on the mask's centroid, else on the scan's middle. Cases that are
+    in predictions.csv already are not computed again, unless their files, their centre or a checkpoint have changed.
 
     Args:
-        manifest: a CSV with the columns `image` and `label`, or its folder; see `mst.data.manifest`.
-        out: the folder for the results.
-        task: "chest-ct", "breast-mri" or "knee-mri".
+        cases: from `mst.data.read_manifest`.
+        out: the folder for the results; it is made.
+        task: the study.
         models: {"mst": checkpoint, "resnet": checkpoint} as for `mst.predict`. "{fold}" in a checkpoint's name is
             replaced by the case's fold, so that each case can be judged by a model that has not seen it.
         off_centre_mm: shifts each region by a random distance up to this along each axis, the same for every run
-            and both models: a map that only ever looks at the middle then finds no lesion.
+            and both models.
         tta: average over the eight flips.
+        folders: whether each case also gets a folder in `out` with what `mst.results.write_results` writes; the
+            column `folder` names it.
         on_case: called with the number of finished cases and of all, for a progress display.
+        tell: called with a sentence on a case whose DICOM files could not be written.
 
     Returns:
-        The content of metrics.json.
+        The rows, in the cases' order.
 
     Raises:
-        ManifestError: a manifest that cannot be used, or a case that cannot be read. All other cases are
-            finished and kept; the message names the row and its file.
+        ManifestError: a case cannot be read. All other cases are finished and kept; the message names the row and
+            its file.
         CheckpointError: a checkpoint cannot be loaded or is for another study.
         OSError: the results cannot be written; what was written before stays whole.
     """
-    study, out = get_task(task), Path(out)
-    cases = read_manifest(manifest, study.classes)
-    given = resolve_checkpoints(study, models)
-    checkpoints = {name: _by_case(name, pattern, cases) for name, pattern in given.items()}
+    given = resolve_checkpoints(task, models)
+    checkpoints = {name: checkpoints_by_case(name, pattern, cases) for name, pattern in given.items()}
     out.mkdir(parents=True, exist_ok=True)
     used = sorted({checkpoint for by_case in checkpoints.values() for checkpoint in by_case.values()})
-    prints = {checkpoint: _fingerprint(checkpoint, study) for checkpoint in used}
+    prints = {checkpoint: _fingerprint(checkpoint, task) for checkpoint in used}
     keys = {}
     for case in cases:
         weights = {name: prints[by_case[case.name]] for name, by_case in checkpoints.items()}
-        keys[case.name] = _key(case, [__version__, task, off_centre_mm, tta, weights])
-    rows = {name: row for name, row in _read_rows(out / PREDICTIONS).items() if row["key"] == keys.get(name)}
+        settings = [__version__, task.key, off_centre_mm, tta, weights, *(["folders"] if folders else [])]
+        keys[case.name] = _key(case, settings)
+    places = _folders(cases) if folders else {}
+    rows = {
+        name: row
+        for name, row in _read_rows(out / PREDICTIONS).items()
+        if row["key"] == keys.get(name) and _is_whole(out, places.get(name))
+    }
+    columns = [*ABOUT, *(["folder"] if folders else [])]
+    columns += [f"{name}_{column}" for name in given for column in OF_MODEL]
     failed: list[ManifestError] = []
     # Fold by fold, so that each fold's models are loaded once.
     for case in sorted(cases, key=lambda case: case.fold):
         if case.name not in rows:
             chosen = {name: by_case[case.name] for name, by_case in checkpoints.items()}
             try:
-                row = _predict_case(case, study, chosen, off_centre_mm, tta)
+                row, scan, mask, results = _predict_case(case, task, chosen, off_centre_mm, tta)
             except ManifestError as error:
                 failed.append(error)
                 continue
+            if folders:
+                row["folder"] = places[case.name]
+                notes: list[str] = []
+                write_results(out / places[case.name], scan, task, results, mask, tell=notes.append)
+                for note in notes:
+                    tell(f"{case.name}: {note}")
             rows[case.name] = row | {"key": keys[case.name]}
-            write_whole(out / PREDICTIONS, _as_csv(_ordered(rows, cases), list(given)))
+            write_whole(out / PREDICTIONS, _as_csv(_ordered(rows, cases), columns))
         on_case(len(rows), len(cases))
     if failed:
         others = ", ".join(str(error).split(":")[0].rsplit(", ", 1)[-1] for error in failed[1:])
         raise ManifestError(str(failed[0]) + (f" Also unusable: {others}." if others else ""))
     ordered = _ordered(rows, cases)
-    write_whole(out / PREDICTIONS, _as_csv(ordered, list(given)))
-    metrics: dict[str, Any] = {
-        "task": task,
-        "manifest": Path(manifest).name,
-        "off_centre_mm": off_centre_mm,
-        "tta": tta,
-    }
-    metrics |= summarise(ordered, study.classes, {name: _named(pattern) for name, pattern in given.items()})
-    for name, by_case in checkpoints.items():
-        metrics["models"][name]["title"] = cached_model(by_case[cases[0].name]).title
-    write_whole(out / ROC, roc_png(ordered, metrics))
-    write_whole(out / REPORT, evaluation_html(ordered, metrics))
-    # Last, so that whoever finds metrics.json finds the rest as well.
-    write_whole(out / METRICS, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    return metrics
+    write_whole(out / PREDICTIONS, _as_csv(ordered, columns))
+    return ordered
 
 
-def _by_case(name: str, pattern: str, cases: Sequence[Case]) -> dict[str, str]:
+def checkpoints_by_case(name: str, pattern: str, cases: Sequence[Case]) -> dict[str, str]:
     """The checkpoint of each case."""
     for case in cases:
         if FOLD in pattern and not case.fold:
@@ -132,7 +136,28 @@ def _ordered(rows: Mapping[str, Row], cases: Sequence[Case]) -> list[Row]:
     ]
 
 
-def _named(checkpoint: str) -> str:
+def _folders(cases: Sequence[Case]) -> dict[str, str]:
+    """A folder's name for each case, its own name as far as a file system takes it."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for case in cases:
+        name = again = re.sub(r"[^\w.-]+", "_", case.name).strip(".")[:100] or "case"
+        number = 1
+        # Some file systems take capitals and small letters for the same.
+        while again.lower() in taken:
+            number += 1
+            again = f"{name}-{number}"
+        taken.add(again.lower())
+        names[case.name] = again
+    return names
+
+
+def _is_whole(out: Path, folder: str | None) -> bool:
+    """Whether a finished case's folder is there, if it should have one; prediction.json is written last."""
+    return folder is None or (out / folder / "prediction.json").is_file()
+
+
+def named(checkpoint: str) -> str:
     return Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint
 
 
@@ -140,7 +165,7 @@ def _fingerprint(checkpoint: str, task: Task) -> str:
     """Of a checkpoint's weights and settings, wherever it lies."""
     model = cached_model(checkpoint)
     if model.task != task.key:
-        raise CheckpointError(f"{_named(checkpoint)} was trained for {model.task}, not for {task.key}.")
+        raise CheckpointError(f"{named(checkpoint)} was trained for {model.task}, not for {task.key}.")
     digest = hashlib.sha256(repr((model.title, model.classes, model.grid, model.temperature)).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -160,8 +185,8 @@ def _key(case: Case, settings: Sequence[Any]) -> str:
 
 def _predict_case(
     case: Case, task: Task, checkpoints: Mapping[str, str], off_centre_mm: float, tta: bool
-) -> Row:
-    """One row of predictions.csv.
+) -> tuple[Row, Scan, np.ndarray | None, dict[str, Prediction]]:
+    """One row of predictions.csv, and what it was made of.
 
     Raises:
         ManifestError: the case cannot be read or classified.
@@ -192,9 +217,9 @@ def _predict_case(
     for name, result in results.items():
         row[f"{name}_probability"] = _text(result.probabilities[task.classes[-1]])
         row[f"{name}_prediction"] = result.prediction
-        for measure in SALIENCY:
+        for measure in MEASURES:
             row[f"{name}_{measure}"] = _text((result.metrics or {}).get(measure))
-    return row
+    return row, scan, mask, results
 
 
 def _shifted(center: Sequence[float], scan: Scan, name: str, most: float) -> tuple[float, float, float]:
@@ -217,10 +242,9 @@ def _text(value: float | bool | None) -> str:
     return str(int(value)) if isinstance(value, bool) else f"{value:.9g}"
 
 
-def _as_csv(rows: Sequence[Row], models: Sequence[str]) -> str:
-    columns = [*ABOUT, *(f"{name}_{column}" for name in models for column in OF_MODEL), "key"]
+def _as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(file, [*columns, "key"], restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
