@@ -1,11 +1,11 @@
-# make app, make test, make train: each sets up what it needs in .venv/.
+# make app, make test, make train, make bench: each sets up what it needs in .venv/.
 PYTHON ?= python3
 PORT ?= 7860
 HOST ?= 127.0.0.1
 DATA ?=
 BIN := .venv/bin
 
-.PHONY: app test test-slow lint train figures screenshot bench-viewer clean
+.PHONY: app test test-slow lint train figures screenshot bench bench-viewer clean
 
 app: .venv/.app
 	HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
@@ -29,6 +29,9 @@ figures: .venv/.app
 
 screenshot: .venv/.test .venv/.browser
 	$(BIN)/python tools/screenshot.py --full
+
+bench: .venv/.app
+	$(BIN)/mst bench
 
 bench-viewer: .venv/.test .venv/.browser
 	$(BIN)/python tools/bench_viewer.py

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     args = parser.parse_args(_join_center(list(sys.argv[1:] if arguments is None else arguments)))
     if not hasattr(args, "run"):
-        parser.error("say what to do: predict, evaluate, convert or prepare")
+        parser.error("say what to do: predict, evaluate, bench, convert or prepare")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in ("transformers", "huggingface_hub"):
@@ -110,6 +110,20 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--tta", action="store_true", help="average over the eight flips")
     evaluate.set_defaults(run=_evaluate)
+    bench = commands.add_parser(
+        "bench",
+        help="measure speed and memory on this machine",
+        description="Measures what maps, flips and the viewer cost beside the bare answer, as ratios within one run, "
+        "so that runs on different machines can be compared.",
+    )
+    bench.add_argument(
+        "--task", default="chest-ct", choices=list(TASKS), help="the study (default: chest-ct)"
+    )
+    bench.add_argument("--mst", metavar="CHECKPOINT", help="folder or hub repository of the MST")
+    bench.add_argument("--resnet", metavar="CHECKPOINT", help="folder or hub repository of the 3D ResNet")
+    bench.add_argument("--repeats", type=_positive, default=7, metavar="N", help="rounds (default: 7)")
+    bench.add_argument("--out", type=Path, metavar="JSON", help="file for the ratios")
+    bench.set_defaults(run=_bench)
     convert = commands.add_parser(
         "convert",
         help="turn the paper's published weights into a checkpoint folder",
@@ -273,6 +287,26 @@ def _evaluate(args: argparse.Namespace) -> int:
         p = metrics["comparison"]["delong_p"]
         print("DeLong's paired test: " + ("p unknown" if p is None else f"p = {p:.3f}"))
     print(f"Wrote {args.out}/predictions.csv, metrics.json, roc.png and report.html.")
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import json
+
+    from mst.bench import bench
+    from mst.files import write_whole
+
+    found = bench(args.task, {"mst": args.mst, "resnet": args.resnet}, args.repeats, _told)
+    for title in ("speed", "memory"):
+        width = max(map(len, found[title]), default=0)
+        for number, (what, ratio) in enumerate(found[title].items()):
+            spread = f"  ({ratio['lower']:.2f} to {ratio['upper']:.2f})" if ratio["rounds"] > 1 else ""
+            print(f"{title if number == 0 else '':<8}{what:<{width}}  {ratio['median']:6.2f}{spread}")
+    if not found["memory"]:
+        print("memory  is measured on Linux alone")
+    print("Ratios: medians and quartiles over the rounds.")
+    if args.out:
+        write_whole(args.out, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 
