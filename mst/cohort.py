@@ -88,7 +88,7 @@ def predict_cohort(
     rows = {
         name: row
         for name, row in _read_rows(out / PREDICTIONS).items()
-        if row["key"] == keys.get(name) and _is_whole(out, places.get(name))
+        if row["key"] == keys.get(name) and (not folders or _is_whole(out, row, places[name]))
     }
     columns = [*ABOUT, *(["folder"] if folders else [])]
     columns += [f"{name}_{column}" for name in given for column in OF_MODEL]
@@ -139,7 +139,7 @@ def _ordered(rows: Mapping[str, Row], cases: Sequence[Case]) -> list[Row]:
 def _folders(cases: Sequence[Case]) -> dict[str, str]:
     """A folder's name for each case, its own name as far as a file system takes it."""
     names: dict[str, str] = {}
-    taken: set[str] = set()
+    taken = {PREDICTIONS}
     for case in cases:
         name = again = re.sub(r"[^\w.-]+", "_", case.name).strip(".")[:100] or "case"
         number = 1
@@ -152,9 +152,9 @@ def _folders(cases: Sequence[Case]) -> dict[str, str]:
     return names
 
 
-def _is_whole(out: Path, folder: str | None) -> bool:
-    """Whether a finished case's folder is there, if it should have one; prediction.json is written last."""
-    return folder is None or (out / folder / "prediction.json").is_file()
+def _is_whole(out: Path, row: Row, folder: str) -> bool:
+    """Whether a finished case's folder is there, by the name that it has now; prediction.json is written last."""
+    return row.get("folder") == folder and (out / folder / "prediction.json").is_file()
 
 
 def named(checkpoint: str) -> str:

@@ -412,6 +412,19 @@ def test_many_scans_are_classified_and_each_has_its_folder(
         alone["mst"].probabilities["malignant"], abs=1e-6
     )
 
+    # A folder belongs to one case, also where names were given in another order.
+    turned = _manifest(data, tmp_path, *reversed(lines), "predictions.csv,i3.nii.gz,", head="case,image,mask")
+    assert main([*command[:2], str(turned), "--out", str(tmp_path / "turned")]) == 0
+    places = {row["case"]: row["folder"] for row in _rows(tmp_path / "turned")}
+    assert places == {
+        "c0": "c0",
+        "p1/ct 1": "p1_ct_1-2",
+        "P1_ct_1": "P1_ct_1",
+        "predictions.csv": "predictions.csv-2",
+    }
+    del computed[3:]
+    _manifest(data, tmp_path, *lines, head="case,image,mask")
+
     # Started again it computes what is missing: a folder without its prediction.json was cut off.
     assert computed == ["c0", "p1/ct 1", "P1_ct_1"]
     (tmp_path / "out" / "c0" / "prediction.json").unlink()
