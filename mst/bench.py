@@ -137,21 +137,24 @@ def _memory(task: Task, chosen: Mapping[str, str]) -> dict[str, dict[str, float]
     if not STATUS.is_file():
         return {}
     found = {}
-    # Each in a process of its own: a process never gets smaller again.
+    # Each model in a process of its own: a process never gets smaller again.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name, checkpoint in chosen.items():
-            peaks = [pool.apply(_peak, (task.key, checkpoint, step)) for step in ("answer", "explain")]
-            found[f"{SHORT_LABELS[name]}: answer and map / answer alone"] = _spread(
-                np.array(peaks[1:]) / peaks[0]
-            )
+            answer, explain_too = pool.apply(_peaks, (task.key, checkpoint))
+            what = f"{SHORT_LABELS[name]}: answer and map / answer alone"
+            found[what] = _spread(np.array([explain_too / answer]))
     return found
 
 
-def _peak(task: str, checkpoint: str, step: str) -> float:
-    """Largest resident memory of this process after a step, in kB."""
+def _peaks(task: str, checkpoint: str) -> tuple[float, float]:
+    """Largest resident memory of this process in kB, after an answer alone and after one with its map."""
     study = get_task(task)
     model, scan = cached_model(checkpoint), noise_scan(study)
     given = prepare(scan, study, tuple(scan.center), model.grid)
-    _steps("", model, scan, study, given)[f" {step}"]()
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return float(line.split()[1])
+    steps = _steps("", model, scan, study, given)
+    peaks = []
+    for step in (" answer", " explain"):
+        steps[step]()
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        peaks.append(float(line.split()[1]))
+    return peaks[0], peaks[1]

@@ -54,8 +54,8 @@ def test_ratios_are_told_and_written(checkpoints: Path, tmp_path: Path, capsys, 
 def test_memory_is_that_of_processes_of_their_own(checkpoints: Path) -> None:
     found = bench._memory(TASKS["chest-ct"], {"resnet": str(checkpoints / "chest-ct-resnet")})
     assert list(found) == ["3D ResNet: answer and map / answer alone"]
-    # Both hold the same libraries and the same scan; this process, which has held more, does not count.
-    assert 0.5 < found["3D ResNet: answer and map / answer alone"]["median"] < 2
+    # The map comes after the answer, in a process that holds the libraries too.
+    assert 1 <= found["3D ResNet: answer and map / answer alone"]["median"] < 2
 
 
 def test_one_model_alone_can_be_measured(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
