@@ -6,22 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_study import ENCODER, GRID
 
 from mst import bench
 from mst.cli import main
 from mst.models import ResNet3D, SliceTransformer
 from mst.models.loading import save_model
 from mst.tasks import TASKS
-
-GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
-ENCODER = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 24,
-    "patch_size": 6,
-    "num_channels": 1,
-}
 
 
 @pytest.fixture
