@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mst.models import CheckpointError
 from mst.models.base import ScanClassifier
-from mst.prediction import SHORT_LABELS, cached_model, predict, resolve_checkpoints
+from mst.prediction import SHORT_LABELS, cached_model, checkpoint_name, predict, resolve_checkpoints
 from mst.preprocess import AXES, ModelInput, prepare
 from mst.results import results_payload
 from mst.saliency import explain
@@ -59,17 +58,15 @@ def bench(
     chosen = resolve_checkpoints(study, models)
     scan = noise_scan(study)
     loaded = {name: cached_model(checkpoint) for name, checkpoint in chosen.items()}
-    for name, model in loaded.items():
-        if model.task != study.key:
-            raise CheckpointError(f"{chosen[name]} was trained for {model.task}, not for {study.key}.")
+    results = predict(scan, study.key, models=chosen)  # first, since it refuses checkpoints that do not fit
     given = {name: prepare(scan, study, tuple(scan.center), model.grid) for name, model in loaded.items()}
-    results = predict(scan, study.key, models=chosen)
     steps: dict[str, Callable[[], object]] = {
         "viewer": lambda: results_payload(scan, study, results),
         "predict": lambda: predict(scan, study.key, models=chosen),
     }
     for name, model in loaded.items():
-        steps |= _steps(name, model, scan, study, given[name])
+        of_model = _steps(model, scan, study, given[name])
+        steps |= {f"{name} {step}": run for step, run in of_model.items()}
     pairs: dict[str, tuple[str, str]] = {}
     for name in loaded:
         label = SHORT_LABELS[name]
@@ -94,7 +91,12 @@ def bench(
         what: _spread(np.array(seconds[over]) / np.array(seconds[under]))
         for what, (over, under) in pairs.items()
     }
-    return {"task": study.key, "checkpoints": chosen, "speed": speed, "memory": _memory(study, chosen)}
+    return {
+        "task": study.key,
+        "checkpoints": {name: checkpoint_name(checkpoint) for name, checkpoint in chosen.items()},
+        "speed": speed,
+        "memory": _memory(study, chosen),
+    }
 
 
 def noise_scan(task: Task) -> Scan:
@@ -109,17 +111,17 @@ def noise_scan(task: Task) -> Scan:
 
 
 def _steps(
-    name: str, model: ScanClassifier, scan: Scan, task: Task, given: ModelInput
+    model: ScanClassifier, scan: Scan, task: Task, given: ModelInput
 ) -> dict[str, Callable[[], object]]:
     def answer() -> None:
         with torch.inference_mode():
             model(given.volume, given.padding_mask)
 
     return {
-        f"{name} prepare": lambda: prepare(scan, task, tuple(scan.center), model.grid),
-        f"{name} answer": answer,
-        f"{name} explain": lambda: explain(model, given.volume, padding_mask=given.padding_mask),
-        f"{name} flips": lambda: explain_flips(model, given.volume, padding_mask=given.padding_mask),
+        "prepare": lambda: prepare(scan, task, tuple(scan.center), model.grid),
+        "answer": answer,
+        "explain": lambda: explain(model, given.volume, padding_mask=given.padding_mask),
+        "flips": lambda: explain_flips(model, given.volume, padding_mask=given.padding_mask),
     }
 
 
@@ -151,9 +153,9 @@ def _peaks(task: str, checkpoint: str) -> tuple[float, float]:
     study = get_task(task)
     model, scan = cached_model(checkpoint), noise_scan(study)
     given = prepare(scan, study, tuple(scan.center), model.grid)
-    steps = _steps("", model, scan, study, given)
+    steps = _steps(model, scan, study, given)
     peaks = []
-    for step in (" answer", " explain"):
+    for step in ("answer", "explain"):
         steps[step]()
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         peaks.append(float(line.split()[1]))

@@ -446,7 +446,7 @@ def _predict_cohort(args: argparse.Namespace) -> int:
     rows = predict_cohort(
         cases, args.out, study, models, tta=args.tta, folders=True, on_case=_told, tell=_complain
     )
-    width = max(len(LABELS[name]) for name in LABELS)
+    width = max(map(len, LABELS.values()))
     for name, label in LABELS.items():
         answers = [row[f"{name}_prediction"] for row in rows if row.get(f"{name}_prediction")]
         if answers:

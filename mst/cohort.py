@@ -21,7 +21,7 @@ from mst import __version__
 from mst.data import Case, ManifestError
 from mst.files import write_whole
 from mst.models import CheckpointError
-from mst.prediction import Prediction, cached_model, choose_spot, predict, resolve_checkpoints
+from mst.prediction import Prediction, cached_model, check_study, choose_spot, predict, resolve_checkpoints
 from mst.results import write_results
 from mst.saliency.metrics import MEASURES
 from mst.scan import Scan, ScanError, read_mask, read_scan
@@ -82,8 +82,7 @@ def predict_cohort(
     keys = {}
     for case in cases:
         weights = {name: prints[by_case[case.name]] for name, by_case in checkpoints.items()}
-        settings = [__version__, task.key, off_centre_mm, tta, weights, *(["folders"] if folders else [])]
-        keys[case.name] = _key(case, settings)
+        keys[case.name] = _key(case, [__version__, task.key, off_centre_mm, tta, weights])
     places = _folders(cases) if folders else {}
     rows = {
         name: row
@@ -157,15 +156,10 @@ def _is_whole(out: Path, row: Row, folder: str) -> bool:
     return row.get("folder") == folder and (out / folder / "prediction.json").is_file()
 
 
-def named(checkpoint: str) -> str:
-    return Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint
-
-
 def _fingerprint(checkpoint: str, task: Task) -> str:
     """Of a checkpoint's weights and settings, wherever it lies."""
     model = cached_model(checkpoint)
-    if model.task != task.key:
-        raise CheckpointError(f"{named(checkpoint)} was trained for {model.task}, not for {task.key}.")
+    check_study(model, checkpoint, task)
     digest = hashlib.sha256(repr((model.title, model.classes, model.grid, model.temperature)).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

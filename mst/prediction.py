@@ -223,6 +223,23 @@ def cached_model(checkpoint: str) -> ScanClassifier:
     return _load(checkpoint, weights.stat().st_mtime_ns if weights.is_file() else 0)
 
 
+def checkpoint_name(checkpoint: str) -> str:
+    """What results call a checkpoint: its folder's name, never the path, or its repository."""
+    return Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint
+
+
+def check_study(model: ScanClassifier, checkpoint: str, task: Task) -> None:
+    """Refuses a model that was trained for another study.
+
+    Raises:
+        CheckpointError: it was.
+    """
+    if model.task != task.key:
+        raise CheckpointError(
+            f"{checkpoint_name(checkpoint)} was trained for {model.task}, not for {task.key}."
+        )
+
+
 @lru_cache(maxsize=6)
 def _load(checkpoint: str, version: int) -> ScanClassifier:
     return load_model(checkpoint)
@@ -244,9 +261,7 @@ def _predict_one(
     mask: np.ndarray | None,
     tta: bool,
 ) -> Prediction:
-    name = Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint
-    if model.task != task.key:
-        raise CheckpointError(f"{name} was trained for {model.task}, not for {task.key}.")
+    check_study(model, checkpoint, task)
     start = time.perf_counter()
     given = prepare(scan, task, spot.center, model.grid)
     with torch.inference_mode(False):
@@ -269,7 +284,7 @@ def _predict_one(
             canonical[box], lesion[box], scan.canonical().spacing, profile[box[axis]], slice_axis=axis
         )
     return Prediction(
-        checkpoint=name,
+        checkpoint=checkpoint_name(checkpoint),
         probabilities=dict(zip(model.classes, probabilities, strict=True)),
         prediction=model.classes[int(np.argmax(probabilities))],
         logits=out.logits[0].numpy(),

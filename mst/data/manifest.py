@@ -95,7 +95,7 @@ def read_manifest(path: str | Path, classes: Sequence[str], labelled: bool = Tru
 
 
 def _read(path: Path, classes: Sequence[str] | None) -> list[Case]:
-    required = REQUIRED if classes is not None else REQUIRED[:1]
+    required = _required(classes)
     # utf-8-sig: spreadsheet programs put a byte-order mark before the first column's name.
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -107,6 +107,11 @@ def _read(path: Path, classes: Sequence[str] | None) -> list[Case]:
             )
         cases = [_case(row, path, reader.line_num, classes) for row in reader]
     return cases if "case" in columns else _numbered(cases)
+
+
+def _required(classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that must be there; labels are not asked for where there are no classes."""
+    return REQUIRED if classes is not None else ("image",)
 
 
 def _find(path: Path) -> Path:
@@ -128,7 +133,7 @@ def _case(row: dict[str, str | None], path: Path, line: int, classes: Sequence[s
     values = {
         key: (value or "").strip() for key, value in row.items() if key and isinstance(value, str | None)
     }
-    for column in ("case", *(REQUIRED if classes is not None else REQUIRED[:1])):
+    for column in ("case", *_required(classes)):
         if values.get(column) == "":
             raise ManifestError(f"{source}: the column {column} is empty.")
     label = values.get("label", "")

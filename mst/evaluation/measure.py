@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mst.cohort import checkpoints_by_case, named, predict_cohort
+from mst.cohort import checkpoints_by_case, predict_cohort
 from mst.data import read_manifest
 from mst.evaluation.figures import summarise
 from mst.evaluation.plots import roc_png
 from mst.evaluation.report import evaluation_html
 from mst.files import write_whole
-from mst.prediction import cached_model, resolve_checkpoints
+from mst.prediction import cached_model, checkpoint_name, resolve_checkpoints
 from mst.tasks import get_task
 
 METRICS, ROC, REPORT = "metrics.json", "roc.png", "report.html"
@@ -65,9 +65,10 @@ def evaluate(
         "off_centre_mm": off_centre_mm,
         "tta": tta,
     }
-    metrics |= summarise(ordered, study.classes, {name: named(pattern) for name, pattern in given.items()})
+    names = {name: checkpoint_name(pattern) for name, pattern in given.items()}
+    metrics |= summarise(ordered, study.classes, names)
     for name, pattern in given.items():
-        checkpoint = checkpoints_by_case(name, pattern, cases)[cases[0].name]
+        checkpoint = checkpoints_by_case(name, pattern, cases[:1])[cases[0].name]
         metrics["models"][name]["title"] = cached_model(checkpoint).title
     write_whole(out / ROC, roc_png(ordered, metrics))
     write_whole(out / REPORT, evaluation_html(ordered, metrics))

@@ -14,7 +14,7 @@ from mst.prediction import DISCLAIMER, SHORT_LABELS
 from mst.saliency.metrics import YES_OR_NO
 from mst.tasks import get_task
 
-MEASURES = {
+TITLES = {
     "pointing_game": "Pointing game: the map's maximum within 2 mm of the lesion",
     "top_slice_in_lesion": "The most weighted slice shows the lesion",
     "share_inside": "Share of the saliency inside the lesion",
@@ -206,11 +206,11 @@ def _saliency(metrics: Mapping[str, Any]) -> str:
         return ""
     tests = metrics.get("comparison", {}).get("saliency", {})
     lines = []
-    for measure in MEASURES:
+    for measure in TITLES:
         cells = [_measure(found, measure) for found in models.values()]
         test = tests.get(measure)
         paired = [] if not tests else ["" if test is None else f"{_p(test['p'])}, {test['test']}"]
-        lines.append([MEASURES[measure], *cells, *paired])
+        lines.append([TITLES[measure], *cells, *paired])
     head = ["", *(SHORT_LABELS[name] for name in models), *(["Paired test"] if tests else [])]
     count = next(iter(models.values()))["n"]
     note = (
