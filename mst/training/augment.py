@@ -33,6 +33,8 @@ class Augmentation:
     Attributes:
         shift_mm: the centre moves up to this far along each axis, as a click does; one number, or three for
             (slices, rows, columns).
+        near: how often it moves only a fifth as far, as most clicks do: what lies in the middle is then more likely
+            meant than what lies beside.
         zoom: smallest and largest magnification.
         rotate_deg: largest turn within the slice's plane; the slices themselves stay slices.
         flip: whether each of the three axes is flipped half of the time.
@@ -59,6 +61,7 @@ class Augmentation:
     scale: float = 0.1
     smooth: float = 0.2
     invert: float = 0.0
+    near: float = 0.0
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | None) -> Augmentation:
@@ -101,6 +104,25 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class View:
+    """How a sample lies in its case.
+
+    Attributes:
+        zoom: how much larger than life things are.
+        angle: turn within the slice's plane, in radians.
+        shift_mm: [3], of the centre along (slices, rows, columns).
+        flips: [3], 1 or -1.
+        mirrored: whether tissue goes on beyond the scan's border.
+    """
+
+    zoom: float
+    angle: float
+    shift_mm: np.ndarray
+    flips: np.ndarray
+    mirrored: bool
+
+
+@dataclass(frozen=True)
 class Sample:
     """One cut-out.
 
@@ -108,13 +130,13 @@ class Sample:
         volume: float32 [D, H, W], normalised as the study asks.
         padding: bool [D], slices outside the scan.
         mask: float32 [D, H, W], 0..1; None unless asked for.
-        zoom: how much larger than life things are.
+        view: how it lies in its case.
     """
 
     volume: Tensor
     padding: Tensor
     mask: Tensor | None
-    zoom: float
+    view: View
 
 
 def pick_plane(augmentation: Augmentation, task: Task, rng: np.random.Generator) -> Plane:
@@ -123,6 +145,19 @@ def pick_plane(augmentation: Augmentation, task: Task, rng: np.random.Generator)
         return task.plane
     others: list[Plane] = [plane for plane in AXES if plane != task.plane]
     return others[int(rng.integers(len(others)))]
+
+
+def pick_view(augmentation: Augmentation, rng: np.random.Generator) -> View:
+    """A random view, as far as the augmentation varies it."""
+    zoom = float(rng.uniform(*augmentation.zoom))
+    angle = float(np.deg2rad(rng.uniform(-augmentation.rotate_deg, augmentation.rotate_deg)))
+    reach = np.asarray(augmentation.shift_mm)
+    shift_mm = rng.uniform(-reach, reach, size=3)
+    # Nothing is drawn where all shifts are alike: the samples of older runs stay what they were.
+    if augmentation.near and rng.random() < augmentation.near:
+        shift_mm = shift_mm / 5
+    flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
+    return View(zoom, angle, shift_mm, flips, bool(rng.random() < augmentation.continue_edges))
 
 
 def draw(
@@ -141,29 +176,10 @@ def draw(
         slices: indices along D to keep, which may lie between the grid's slices; None keeps all.
         with_mask: whether the mask is sampled too.
     """
-    region = case.region(plane, grid)
-    spacing = [case.scan.spacing[axis] for axis, _ in AXES[plane]]
-    zoom = float(rng.uniform(*augmentation.zoom))
-    angle = float(np.deg2rad(rng.uniform(-augmentation.rotate_deg, augmentation.rotate_deg)))
-    reach = np.asarray(augmentation.shift_mm)
-    shift_mm = rng.uniform(-reach, reach, size=3)
-    flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
-    index = sample_positions(region, spacing, zoom, angle, shift_mm, flips, slices)
-    mirrored = rng.random() < augmentation.continue_edges
-    values, inside = lookup(case.volume(region), index, mirrored)
-    padding = ~inside_slices(index, case.volume(region).shape[0], mirrored)
-    if augmentation.crop_mm and not mirrored:
-        kept = _within(index, region, spacing, augmentation.crop_mm / 2)
-        inside, padding = inside & kept.all(dim=-1), padding | ~kept[:, 0, 0, 0]
+    view = pick_view(augmentation, rng)
+    values, inside, padding, index = cut(case, grid, plane, augmentation, view, slices)
     task = case.task
-    if task.normalisation == "clamp":
-        assert task.clamp is not None
-        low, high = task.clamp
-        values = (values.clamp(low, high) - low) * (2 / (high - low)) - 1
-        outside = -1.0
-    else:
-        values = torch.from_numpy(normalise_z_score(values.numpy(), inside.numpy()))
-        outside = 0.0
+    outside = outside_value(task)
     intensity.set_random_state(seed=int(rng.integers(2**31)))
     values = torch.as_tensor(intensity(values[None]))[0]
     if task.normalisation == "clamp":
@@ -173,7 +189,44 @@ def draw(
         values, outside = -values, -outside
     values = torch.where(inside, values, outside)
     mask = lookup(case.mask_volume(plane), index, mirrored=False, fill=True)[0] if with_mask else None
-    return Sample(values.contiguous(), padding, mask, zoom)
+    return Sample(values.contiguous(), padding, mask, view)
+
+
+def cut(
+    case: LoadedCase,
+    grid: dict[str, Any],
+    plane: Plane,
+    augmentation: Augmentation,
+    view: View,
+    slices: np.ndarray | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a view shows, its tones as they are.
+
+    Returns:
+        normalised values float32 [D, H, W]; inside bool [D, H, W], False beyond the scan; padding bool [D]; the voxel
+        indices [D, H, W, 3] where they were looked up.
+    """
+    region = case.region(plane, grid)
+    spacing = [case.scan.spacing[axis] for axis, _ in AXES[plane]]
+    index = sample_positions(region, spacing, view.zoom, view.angle, view.shift_mm, view.flips, slices)
+    values, inside = lookup(case.volume(region), index, view.mirrored)
+    padding = ~inside_slices(index, case.volume(region).shape[0], view.mirrored)
+    if augmentation.crop_mm and not view.mirrored:
+        kept = _within(index, region, spacing, augmentation.crop_mm / 2)
+        inside, padding = inside & kept.all(dim=-1), padding | ~kept[:, 0, 0, 0]
+    task = case.task
+    if task.normalisation == "clamp":
+        assert task.clamp is not None
+        low, high = task.clamp
+        values = (values.clamp(low, high) - low) * (2 / (high - low)) - 1
+    else:
+        values = torch.from_numpy(normalise_z_score(values.numpy(), inside.numpy()))
+    return values, inside, padding, index
+
+
+def outside_value(task: Task) -> float:
+    """What a normalised volume holds where there is no scan."""
+    return -1.0 if task.normalisation == "clamp" else 0.0
 
 
 def sample_positions(

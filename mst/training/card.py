@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mst.models.base import ScanClassifier
-from mst.models.stem import REACH
 from mst.tasks import get_task
 
 
@@ -98,11 +97,12 @@ def _pretrained_encoder(config: dict[str, Any] | None) -> str | None:
 
 def _around(model: ScanClassifier) -> str:
     """The limit that a stem brings with it."""
-    if getattr(model, "stem", None) is None:
+    stem = getattr(model, "stem", None)
+    if stem is None:
         return ""
     return (
         "\n- Unlike the paper's, this model has a few 3D convolutions before its 2D encoder. What it knows of a "
-        f"slice comes\n  from up to {REACH} slices above and below it too (and their normalisation from the whole "
+        f"slice comes\n  from up to {stem.reach} slices above and below it too (and their normalisation from the whole "
         "region): a slice's weight\n  says where it looked, not that it looked at this slice alone."
     )
 
@@ -157,12 +157,24 @@ def _procedure(config: dict[str, Any]) -> str:
                 + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
                 "map."
             )
+        if teacher := config.get("teacher"):
+            paragraphs[-1] += _taught(teacher)
         if kept := config.get("average"):
             place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
             paragraphs[-1] += (
                 f" The weights shipped lie {place} from those before this step to those after it."
             )
     return "\n\n".join(paragraphs)
+
+
+def _taught(teacher: dict[str, Any]) -> str:
+    taught_by = teacher["config"]
+    alone = ({"real": 1.0} | taught_by.get("shares", {}))["real"] == 0
+    return (
+        f" A 3D ResNet trained before{' on simulated cases alone' if alone else ''} ({taught_by['name']}) was its "
+        f"teacher (knowledge distillation): the targets are {teacher['trust']:.0%} the ResNet's answer with the lesion "
+        "in the middle."
+    )
 
 
 def _figures(metrics: dict[str, Any], classes: list[str]) -> str:

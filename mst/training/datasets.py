@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from mst.training.augment import Augmentation, Sample, draw, pick_plane
 from mst.training.cases import LoadedCase
+from mst.training.teacher import Teacher
 
 MAX_DIAMETER_MM = 40.0  # lesions of this size and larger count as 1
 
@@ -86,7 +87,9 @@ class DenseTargets:
             for name, (low, high) in self.ratings.items()
         ]
         diameter = (
-            float("nan") if case.diameter_mm is None else case.diameter_mm * sample.zoom / MAX_DIAMETER_MM
+            float("nan")
+            if case.diameter_mm is None
+            else case.diameter_mm * sample.view.zoom / MAX_DIAMETER_MM
         )
         mask = sample.mask if kept is None else sample.mask[kept]
         return {
@@ -111,6 +114,8 @@ class VolumeDraws(_Draws):
         whole: the sample has all slices nevertheless, and says which are kept: for a stem, which needs those around
             them too.
         dense: gives the targets of the dense objective as well; None: it is not trained for.
+        teacher: answers each sample too; None: there is none.
+        trust: how much its answer weighs in the target beside the case's own.
     """
 
     def __init__(
@@ -124,9 +129,12 @@ class VolumeDraws(_Draws):
         keep_slices: int | None = None,
         whole: bool = False,
         dense: DenseTargets | None = None,
+        teacher: Teacher | None = None,
+        trust: float = 0.0,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
         self.keep_slices, self.whole, self.dense = keep_slices, whole, dense
+        self.teacher, self.trust = teacher, trust
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
@@ -150,6 +158,9 @@ class VolumeDraws(_Draws):
         found = {"volume": sample.volume[None], "padding_mask": sample.padding}
         if kept is not None:
             found |= {"padding_mask": sample.padding[kept], "kept": torch.from_numpy(kept)}
+        if self.teacher is not None:
+            answer = self.teacher.answer(case, plane, self.augmentation, sample.view)
+            target = torch.lerp(target, answer, self.trust)
         if self.dense is None:
             return {**found, "target": target}
         return {**found, "probability": target, **self.dense.of(case, sample, kept)}

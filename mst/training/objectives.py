@@ -158,6 +158,23 @@ class JointTraining(nn.Module):
         self.scan_head = nn.Linear(model.linear.in_features, ratings) if scan_weight else None
         self.weight, self.scan_weight = weight, scan_weight
 
+    def heads_state(self) -> dict[str, Tensor]:
+        """The weights of all that is not the model."""
+        return {
+            name: value.cpu().contiguous()
+            for name, value in self.state_dict().items()
+            if not name.startswith("model.")
+        }
+
+    def load_heads(self, state: dict[str, Tensor]) -> None:
+        """Takes what `heads_state` gave; the model stays as it is.
+
+        Raises:
+            RuntimeError: they are heads for other questions.
+        """
+        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        self.load_state_dict(found | state)
+
     def forward(
         self,
         volume: Tensor,

@@ -32,6 +32,7 @@ from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError, hub_encoder
 from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
+from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.tasks import get_task
 from mst.training import processes
@@ -42,10 +43,12 @@ from mst.training.datasets import DenseTargets, SliceDraws, ValidationVolumes, V
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
 from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
+from mst.training.teacher import Teacher
 from mst.training.trainer import best_evaluation, fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
+HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the run that goes on from there
 ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
 TEST_SEED = 1000  # added to the seed of simulated cases for those that only test
 Config = dict[str, Any]
@@ -74,6 +77,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config["file"] = path.name
     if isinstance(config.get("pretraining"), str):
         config["pretraining"] = load_config(path.parent / config["pretraining"])
+    teacher = config.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("config"), str):
+        teacher["config"] = load_config(path.parent / teacher["config"])
     if config["kind"] == "study":
         steps = [str(step).split() for step in config["steps"]]
         config["steps"] = [load_config(path.parent / name, changes) for name, *changes in steps]
@@ -356,6 +362,8 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         model = load_model(folder / "model")
         _evaluate(study, config, model, part, folder)
         return model
+    teaching = config.get("teacher") or {}
+    taught_by = train_classifier(study, teaching["config"], part) if teaching else None
     print(f"{config['name']} {folder.name}", flush=True)
     cases, weights = study.training_cases(config, part)
     training, seed = config["training"], int(config.get("seed", 0))
@@ -378,6 +386,9 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
             beside.get("weight", 0.5),
             scan_weight=beside.get("scan_weight", 0.0),
         )
+        if before and first is not None and _same_questions(config, before):
+            # New heads would first spoil what the encoder has learnt, until they have learnt it themselves.
+            trained.load_heads(_read_heads(study.folder(before, part)[0]))
     elif stem and config.get("keep_slices"):
         raise TrainingError(f"{config['file']}: a model with a stem takes keep_slices with dense alone.")
     samples = VolumeDraws(
@@ -390,6 +401,8 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         keep_slices=config.get("keep_slices"),
         whole=stem is not None,
         dense=dense,
+        teacher=Teacher(cast(ResNet3D, taught_by)) if taught_by is not None else None,
+        trust=teaching.get("trust", 0.0),
     )
     held_out = study.stopping_cases(config, part)[1]
     log = fit(
@@ -405,11 +418,32 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         average_weights(model, first, share)
     if processes.is_main():
         save_model(model, folder / "model")
+        if isinstance(trained, JointTraining):
+            write_whole(folder / HEADS, save(trained.heads_state()))
     _evaluate(study, config, model, part, folder)
     if processes.is_main():
         _write_json({"log": log}, folder / DONE)
     processes.wait()
     return model
+
+
+def _same_questions(config: Config, before: Config) -> bool:
+    """Whether two configs of an MST ask the same beside its classes, in the same order."""
+    asked = [
+        (list(dense.get("ratings", {}).items()), bool(dense.get("scan_weight")))
+        for dense in (config.get("dense"), before.get("dense"))
+        if dense is not None
+    ]
+    return len(asked) == 2 and asked[0] == asked[1]
+
+
+def _read_heads(folder: Path) -> dict[str, torch.Tensor]:
+    if not (folder / HEADS).is_file():
+        raise TrainingError(
+            f"{folder.parent.name}/{folder.name} was made by an earlier version, which did not keep all that is gone "
+            f"on from. Delete that folder in {folder.parent.parent.name}/."
+        )
+    return load_file(folder / HEADS)
 
 
 def average_weights(model: nn.Module, before: nn.Module, share: float) -> None:
@@ -606,6 +640,8 @@ def _relevant(config: Config) -> Config:
     kept = {key: value for key, value in config.items() if key not in idle}
     if kept.get("pretraining"):
         kept["pretraining"] = _relevant(kept["pretraining"])
+    if kept.get("teacher"):
+        kept["teacher"] = kept["teacher"] | {"config": _relevant(kept["teacher"]["config"])}
     if "training" in kept:
         kept["training"] = {k: v for k, v in kept["training"].items() if k not in IDLE}
     return json.loads(json.dumps(kept))

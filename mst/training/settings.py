@@ -110,7 +110,9 @@ def check_config(config: dict[str, Any]) -> None:
     Raises:
         TrainingError: the message names the file and the setting.
     """
-    for inner in (config.get("pretraining"), *config.get("steps", [])):
+    teacher = config.get("teacher")
+    taught_by = teacher.get("config") if isinstance(teacher, dict) else None
+    for inner in (config.get("pretraining"), taught_by, *config.get("steps", [])):
         if isinstance(inner, dict):
             check_config(inner)
     try:
@@ -129,6 +131,8 @@ def check_config(config: dict[str, Any]) -> None:
         Augmentation.from_config(config.get("augment"))
         if (dense := config.get("dense")) is not None:
             _check_dense(dense)
+        if teacher is not None:
+            _check_teacher(teacher)
         if (share := config.get("average")) is not None:
             if not isinstance(share, int | float) or not 0 < share <= 1:
                 raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")
@@ -160,6 +164,16 @@ def _check_dense(section: Any) -> None:
         )
         if not numbers or limits[0] >= limits[1]:
             raise TrainingError(f"dense.ratings.{column} is {limits!r}, not [lowest, highest]")
+
+
+def _check_teacher(section: Any) -> None:
+    _known(section, "teacher", {"config", "trust"})
+    trust = section.get("trust")
+    if isinstance(trust, bool) or not isinstance(trust, int | float) or not 0 < trust <= 1:
+        raise TrainingError(f"teacher.trust is {trust!r}, not a number above 0 and at most 1")
+    taught_by = section.get("config")
+    if not isinstance(taught_by, dict) or taught_by.get("model", {}).get("architecture") != "resnet3d":
+        raise TrainingError("teacher.config is no config that trains a 3D ResNet")
 
 
 def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
@@ -231,7 +245,7 @@ _ANY = ("name", "kind", "file", "task", "folds", "seed", "data", "dataset", "cro
 _STUDY = ("steps",)
 _TRAINED = ("simulated", "shares", "balanced", "augment", "training", "pretraining", "class_layers")
 _ENCODER = (*_TRAINED, "objective", "encoder", "grid", "slices", "ratings", "patch_weight", "hidden")
-_CLASSIFIER = (*_TRAINED, "model", "keep_slices", "dense", "average")
+_CLASSIFIER = (*_TRAINED, "model", "keep_slices", "dense", "average", "teacher")
 _RATE = _number(1e-30, 1e3, "a number above 0")
 _SWITCH = _same(bool, "true or false")
 _TRAINING = {

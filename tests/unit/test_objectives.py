@@ -9,7 +9,7 @@ from mst.models import load_model
 from mst.models.encoders import build_encoder, encode_tokens
 from mst.models.loading import save_model
 from mst.models.slice_transformer import SliceTransformer
-from mst.models.stem import REACH, ConvStem
+from mst.models.stem import ConvStem
 from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
 
 ENCODER: dict[str, Any] = {
@@ -167,22 +167,25 @@ def test_the_stem_shows_each_slice_what_lies_around_it_and_keeps_places() -> Non
         SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=1, stem=stem)
     with pytest.raises(ValueError, match="multiple of 8"):
         SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, stem={"width": 12})
+    with pytest.raises(ValueError, match="2 or 3 levels, not 4"):
+        SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, stem={"width": 8, "levels": 4})
 
 
-def test_a_feature_of_the_stem_knows_nothing_beyond_its_reach() -> None:
-    stem = ConvStem(8).eval()
+@pytest.mark.parametrize("levels", [2, 3])
+def test_a_feature_of_the_stem_knows_nothing_beyond_its_reach(levels: int) -> None:
+    stem = ConvStem(8, levels).eval()
     for module in list(stem.modules()):  # they take their statistics from the whole volume
         for name, child in module.named_children():
             if isinstance(child, torch.nn.GroupNorm):
                 setattr(module, name, torch.nn.Identity())
     reach = []
-    for place in (15, 16):
-        volume = torch.randn(1, 1, 32, 16, 16, requires_grad=True)
+    for place in range(28, 32):
+        volume = torch.randn(1, 1, 64, 16, 16, requires_grad=True)
         stem(volume)[:, :, place].square().sum().backward()
         assert volume.grad is not None
         seen = volume.grad.abs().sum(dim=(0, 1, 3, 4)).nonzero()
         reach += [place - int(seen.min()), int(seen.max()) - place]
-    assert max(reach) == REACH
+    assert max(reach) == stem.reach
 
 
 def test_with_a_stem_the_encoder_is_given_the_kept_slices() -> None:

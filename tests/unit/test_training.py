@@ -24,11 +24,12 @@ from mst.models import ResNetSliceTransformer, load_model
 from mst.models.encoders import interpolate_positions, paper_encoder
 from mst.preprocess import prepare
 from mst.tasks import TASKS
-from mst.training.augment import Augmentation
+from mst.training.augment import Augmentation, pick_view
 from mst.training.cases import load_cases, split
 from mst.training.datasets import DenseTargets, SliceDraws, VolumeDraws
 from mst.training.evaluate import read_rows
 from mst.training.runs import CONFIGS, Study, TrainingError, build_model, load_config, run
+from mst.training.teacher import Teacher
 
 CHEST = TASKS["chest-ct"]
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
@@ -180,17 +181,83 @@ def test_an_mst_with_a_stem_learns_from_whole_volumes(data: Path, configs: Path)
     encoder = {**ENCODER["encoder"], "image_size": 12, "patch_size": 3, "num_channels": 16}
     config = {key: value for key, value in MST.items() if key != "pretraining"} | {"name": "tiny-stem"}
     config |= {"cross_validate": False, "dense": {"ratings": {"malignancy": [1, 5]}}}
-    config["model"] = {**MST["model"], "encoder": encoder, "stem": {"width": 8}}
+    config["model"] = {**MST["model"], "encoder": encoder, "stem": {"width": 8, "levels": 3}}
     (configs / "stem.yaml").write_text(yaml.safe_dump(config))
     run(load_config(configs / "stem.yaml"), data, configs / "out", configs / "runs", command="a command")
     model = load_model(configs / "out")
     assert model.stem is not None
     assert model(torch.randn(1, 1, 8, 24, 24)).shape == (1, 2)
-    assert "3D convolutions" in (configs / "out" / "README.md").read_text()
+    assert "from up to 16 slices above and below" in (configs / "out" / "README.md").read_text()
     del config["dense"]
     (configs / "stem.yaml").write_text(yaml.safe_dump(config | {"name": "tiny-stem-alone"}))
     with pytest.raises(TrainingError, match="takes keep_slices with dense alone"):
         run(load_config(configs / "stem.yaml"), data, configs / "out", configs / "runs", command="a command")
+
+
+def test_a_teacher_sees_the_same_view_with_the_lesion_in_the_middle(data: Path, small_resnet) -> None:
+    cases = load_cases(read_manifest(data, CHEST.classes), CHEST)
+    teacher = Teacher(small_resnet)
+    rng = np.random.default_rng(0)
+    view = pick_view(Augmentation(), rng)
+    answer = teacher.answer(cases[0], "axial", Augmentation(), view)
+    moved = replace(view, shift_mm=view.shift_mm + 5)
+    assert teacher.answer(cases[0], "axial", Augmentation(), moved) == answer
+    assert teacher.answer(cases[0], "axial", Augmentation(), replace(view, zoom=2 * view.zoom)) != answer
+    # Unvaried, it answers what it answers on the dashboard.
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, 0, 0, 0, 0)
+    answer = teacher.answer(cases[0], "axial", still, pick_view(still, rng))
+    given = cases[0].prepare(small_resnet.grid)
+    with torch.no_grad():
+        shown = small_resnet(given.volume, given.padding_mask).softmax(dim=1)[0, -1]
+    assert float(answer) == pytest.approx(float(shown), abs=1e-3)
+
+    sample = VolumeDraws(cases[:1], GRID, still, 1, dense=DenseTargets(6, {}), teacher=teacher, trust=0.25)[0]
+    assert sample["probability"] == pytest.approx(0.75 * cases[0].target + 0.25 * float(answer))
+
+
+def test_an_mst_learns_from_a_teacher_of_its_own_fold(data: Path, configs: Path) -> None:
+    config = {key: value for key, value in MST.items() if key != "pretraining"} | {"name": "tiny-pupil"}
+    config |= {"cross_validate": True, "dense": {"ratings": {}}}
+    config["model"] = {**MST["model"], "encoder": ENCODER["encoder"]}
+    config["teacher"] = {"config": "resnet.yaml", "trust": 0.5}
+    (configs / "pupil.yaml").write_text(yaml.safe_dump(config))
+    run(load_config(configs / "pupil.yaml"), data, configs / "out", configs / "runs", command="a command")
+    taught_by = {path.parent.name for path in (configs / "runs" / "tiny-resnet").glob("*/done.json")}
+    assert taught_by == {"fold-0", "fold-1", "all"}
+    card = (configs / "out" / "README.md").read_text()
+    assert "(tiny-resnet) was its teacher" in card
+    assert "50% the ResNet's answer" in card
+    again = load_config(configs / "pupil.yaml", ["teacher.trust=0.6"])
+    with pytest.raises(TrainingError, match="begun with other settings"):
+        run(again, data, configs / "out", configs / "runs", command="a command")
+
+
+def test_a_second_step_goes_on_with_the_heads_of_the_first(data: Path, configs: Path) -> None:
+    first = {key: value for key, value in MST.items() if key != "pretraining"} | {"name": "tiny-first"}
+    first["model"] = {**MST["model"], "encoder": ENCODER["encoder"]}
+    first |= {"cross_validate": False, "dense": {"scan_weight": 1.0, "ratings": {"malignancy": [1, 5]}}}
+    (configs / "first.yaml").write_text(yaml.safe_dump(first))
+    second = {key: value for key, value in first.items() if key != "model"} | {"name": "tiny-second"}
+    second |= {"pretraining": "first.yaml", "training": {**MST["training"], "learning_rate": 1e-20}}
+    (configs / "second.yaml").write_text(yaml.safe_dump(second))
+    other = second | {"name": "tiny-other", "dense": {"scan_weight": 1.0, "ratings": {"malignancy": [0, 5]}}}
+    (configs / "other.yaml").write_text(yaml.safe_dump(other))
+    heads = {}
+    for name in ("second", "other"):
+        run(load_config(configs / f"{name}.yaml"), data, configs / "out", configs / "runs")
+    for name in ("first", "second", "other"):
+        heads[name] = load_file(configs / "runs" / f"tiny-{name}" / "all" / "heads.safetensors")
+    assert not any(key.startswith("model.") for key in heads["first"])
+    for key, value in heads["first"].items():
+        assert torch.equal(heads["second"][key], value)
+    # Where other things are asked, the heads are new.
+    assert not torch.equal(heads["other"]["scan_head.weight"], heads["first"]["scan_head.weight"])
+
+    (configs / "runs" / "tiny-first" / "all" / "heads.safetensors").unlink()
+    with pytest.raises(TrainingError, match="Delete that folder"):
+        run(
+            load_config(configs / "second.yaml", ["name=tiny-third"]), data, configs / "out", configs / "runs"
+        )
 
 
 def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -> None:

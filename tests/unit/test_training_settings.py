@@ -69,6 +69,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("keep_slides=4", "r.yaml: the config has no setting keep_slides; known: augment, average"),
         ("dense={wait: 1}", "dense has no setting wait; known: ratings, scan_weight, weight"),
         ("dense={scan_weight: much}", "dense.scan_weight is 'much', not a number of at least 0"),
+        ("teacher={trust: 2}", "teacher.trust is 2, not a number above 0 and at most 1"),
+        ("teacher={trust: some}", "teacher.trust is 'some', not a number above 0"),
+        ("teacher={features: 1}", "teacher has no setting features; known: config, trust"),
+        ("teacher={trust: 0.5}", "teacher.config is no config that trains a 3D ResNet"),
         ("dense={ratings: {margin: 5}}", "dense.ratings.margin is 5, not [lowest, highest]"),
     ],
 )
