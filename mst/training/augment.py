@@ -209,8 +209,9 @@ def cut(
     region = case.region(plane, grid)
     spacing = [case.scan.spacing[axis] for axis, _ in AXES[plane]]
     index = sample_positions(region, spacing, view.zoom, view.angle, view.shift_mm, view.flips, slices)
-    values, inside = lookup(case.volume(region), index, view.mirrored)
-    padding = ~inside_slices(index, case.volume(region).shape[0], view.mirrored)
+    volume = case.volume(region)
+    values, inside = lookup(volume, index, view.mirrored)
+    padding = ~inside_slices(index, volume.shape[0], view.mirrored)
     if augmentation.crop_mm and not view.mirrored:
         kept = _within(index, region, spacing, augmentation.crop_mm / 2)
         inside, padding = inside & kept.all(dim=-1), padding | ~kept[:, 0, 0, 0]

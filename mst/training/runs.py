@@ -77,9 +77,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config["file"] = path.name
     if isinstance(config.get("pretraining"), str):
         config["pretraining"] = load_config(path.parent / config["pretraining"])
-    teacher = config.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("config"), str):
-        teacher["config"] = load_config(path.parent / teacher["config"])
+    _load_teacher(config, path.parent)
     if config["kind"] == "study":
         steps = [str(step).split() for step in config["steps"]]
         config["steps"] = [load_config(path.parent / name, changes) for name, *changes in steps]
@@ -94,8 +92,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         section[last] = yaml.safe_load(value)
         if last == "pretraining" and section[last]:
             section[last] = load_config(path.parent / str(section[last]))
+        _load_teacher(config, path.parent)
     check_config(config)
     return config
+
+
+def _load_teacher(config: Config, folder: Path) -> None:
+    """Puts the config that a config's `teacher` names in the place of its name."""
+    teacher = config.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("config"), str):
+        teacher["config"] = load_config(folder / teacher["config"])
 
 
 class _EachOnce(yaml.SafeLoader):

@@ -227,6 +227,10 @@ def test_an_mst_learns_from_a_teacher_of_its_own_fold(data: Path, configs: Path)
     card = (configs / "out" / "README.md").read_text()
     assert "(tiny-resnet) was its teacher" in card
     assert "50% the ResNet's answer" in card
+    # It may be named on the command line too, and be overridden there.
+    named = ["teacher={config: resnet.yaml, trust: 0.5}", "teacher.config.training.steps=7"]
+    taught = load_config(configs / "mst.yaml", named)["teacher"]["config"]
+    assert (taught["name"], taught["training"]["steps"]) == ("tiny-resnet", 7)
     again = load_config(configs / "pupil.yaml", ["teacher.trust=0.6"])
     with pytest.raises(TrainingError, match="begun with other settings"):
         run(again, data, configs / "out", configs / "runs", command="a command")
