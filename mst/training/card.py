@@ -174,6 +174,7 @@ def _taught(teacher: dict[str, Any]) -> str:
         f" A 3D ResNet trained before{' on simulated cases alone' if alone else ''} ({taught_by['name']}) was its "
         f"teacher (knowledge distillation): the targets are {teacher['trust']:.0%} the ResNet's answer with the lesion "
         "in the middle."
+        + (" The model learnt to tell the ResNet's last features too." if teacher.get("features") else "")
     )
 
 

@@ -142,6 +142,8 @@ class JointTraining(nn.Module):
         weight: of the dense objective.
         patch_weight: see `DenseHeads`.
         scan_weight: of telling the ratings from the scan's vector; 0: it is not asked.
+        features: how many features of a teacher there are, see `mst.training.teacher`.
+        feature_weight: of telling them from the scan's vector; 0: it is not asked.
     """
 
     def __init__(
@@ -151,12 +153,15 @@ class JointTraining(nn.Module):
         weight: float = 0.5,
         patch_weight: float = 4.0,
         scan_weight: float = 0.0,
+        features: int = 0,
+        feature_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.heads = DenseHeads(model.encoder, ratings, patch_weight)
         self.scan_head = nn.Linear(model.linear.in_features, ratings) if scan_weight else None
-        self.weight, self.scan_weight = weight, scan_weight
+        self.feature_head = nn.Linear(model.linear.in_features, features) if feature_weight else None
+        self.weight, self.scan_weight, self.feature_weight = weight, scan_weight, feature_weight
 
     def heads_state(self) -> dict[str, Tensor]:
         """The weights of all that is not the model."""
@@ -169,11 +174,19 @@ class JointTraining(nn.Module):
     def load_heads(self, state: dict[str, Tensor]) -> None:
         """Takes what `heads_state` gave; the model stays as it is.
 
+        The head for a teacher's features is left out where it is not needed, and stays as it is where it is not given.
+
         Raises:
             RuntimeError: they are heads for other questions.
         """
-        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        self.load_state_dict(found | state)
+        own = self.state_dict()
+        kept = {name: value for name, value in own.items() if name.startswith(("model.", "feature_head."))}
+        given = {
+            name: value
+            for name, value in state.items()
+            if name in own or not name.startswith("feature_head.")
+        }
+        self.load_state_dict(kept | given)
 
     def forward(
         self,
@@ -184,6 +197,7 @@ class JointTraining(nn.Module):
         area: Tensor,
         ratings: Tensor,
         kept: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar.
 
@@ -193,17 +207,20 @@ class JointTraining(nn.Module):
             probability: float32 [B], of the last of two classes.
             patches, area, ratings: as in `DenseHeads`, of the slices that are kept.
             kept: int64 [B, S], which of the volume's slices the encoder is given; None: all.
+            features: float32 [B, F], of the teacher; needed where they are asked.
         """
         given = self.model.with_context(volume)
         if kept is not None:
             given = torch.stack([one[:, places] for one, places in zip(given, kept, strict=True)])
         batch, _, depth = given.shape[:3]
         tokens = encode_tokens(self.model.encoder, kept_slices(given, None), self.model.class_layers)
-        features = tokens[:, 0].reshape(batch, depth, -1)
-        scan = self.model.fuse_slices(features, padding_mask)
+        scan = self.model.fuse_slices(tokens[:, 0].reshape(batch, depth, -1), padding_mask)
         target = torch.stack([1 - probability, probability], dim=1)
         loss = nn.functional.cross_entropy(self.model.linear(scan), target)
         loss = loss + self.weight * self.heads(tokens, patches, area, ratings)
+        if self.feature_head is not None:
+            assert features is not None
+            loss = loss + self.feature_weight * nn.functional.mse_loss(self.feature_head(scan), features)
         if self.scan_head is None:
             return loss
         each = cross_entropy(self.scan_head(scan), ratings.nan_to_num(), reduction="none")

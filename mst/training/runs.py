@@ -372,6 +372,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     taught_by = train_classifier(study, teaching["config"], part) if teaching else None
     print(f"{config['name']} {folder.name}", flush=True)
     cases, weights = study.training_cases(config, part)
+    teacher = Teacher(cast(ResNet3D, taught_by), cases) if taught_by is not None else None
     training, seed = config["training"], int(config.get("seed", 0))
     set_seed(seed)
     model = build_model(config, study)
@@ -391,6 +392,8 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
             len(dense.ratings) + 1,
             beside.get("weight", 0.5),
             scan_weight=beside.get("scan_weight", 0.0),
+            features=teacher.width if teacher else 0,
+            feature_weight=teaching.get("features", 0.0),
         )
         if before and first is not None and _same_questions(config, before):
             # New heads would first spoil what the encoder has learnt, until they have learnt it themselves.
@@ -407,7 +410,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         keep_slices=config.get("keep_slices"),
         whole=stem is not None,
         dense=dense,
-        teacher=Teacher(cast(ResNet3D, taught_by)) if taught_by is not None else None,
+        teacher=teacher,
         trust=teaching.get("trust", 0.0),
     )
     held_out = study.stopping_cases(config, part)[1]

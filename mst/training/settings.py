@@ -132,7 +132,7 @@ def check_config(config: dict[str, Any]) -> None:
         if (dense := config.get("dense")) is not None:
             _check_dense(dense)
         if teacher is not None:
-            _check_teacher(teacher)
+            _check_teacher(teacher, config.get("dense"))
         if (share := config.get("average")) is not None:
             if not isinstance(share, int | float) or not 0 < share <= 1:
                 raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")
@@ -166,11 +166,16 @@ def _check_dense(section: Any) -> None:
             raise TrainingError(f"dense.ratings.{column} is {limits!r}, not [lowest, highest]")
 
 
-def _check_teacher(section: Any) -> None:
-    _known(section, "teacher", {"config", "trust"})
+def _check_teacher(section: Any, dense: Any) -> None:
+    _known(section, "teacher", {"config", "trust", "features"})
     trust = section.get("trust")
     if isinstance(trust, bool) or not isinstance(trust, int | float) or not 0 < trust <= 1:
         raise TrainingError(f"teacher.trust is {trust!r}, not a number above 0 and at most 1")
+    features = section.get("features", 0)
+    if isinstance(features, bool) or not isinstance(features, int | float) or features < 0:
+        raise TrainingError(f"teacher.features is {features!r}, not a number of at least 0")
+    if features and not dense:
+        raise TrainingError("teacher.features needs dense: it is an objective beside the class")
     taught_by = section.get("config")
     if not isinstance(taught_by, dict) or taught_by.get("model", {}).get("architecture") != "resnet3d":
         raise TrainingError("teacher.config is no config that trains a 3D ResNet")
