@@ -139,8 +139,8 @@ class VolumeDraws(_Draws):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
-        With `dense`, "target" is called "probability", and its targets are there too, and the teacher's "features".
-        With `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept.
+        With `dense`, "target" is called "probability", and its targets are there too. With `whole` there is "kept",
+        int64 [S], and "padding_mask" is that of the slices that are kept. A teacher may add "features".
         """
         case, rng = self._start(index)
         plane = pick_plane(self.augmentation, case.task, rng)
@@ -161,7 +161,7 @@ class VolumeDraws(_Draws):
         if self.teacher is not None:
             answer, features = self.teacher.answer(case, plane, self.augmentation, sample.view)
             target = torch.lerp(target, answer, self.trust)
-            if self.dense is not None:
+            if features is not None:
                 found["features"] = features
         if self.dense is None:
             return {**found, "target": target}

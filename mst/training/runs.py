@@ -372,7 +372,9 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     taught_by = train_classifier(study, teaching["config"], part) if teaching else None
     print(f"{config['name']} {folder.name}", flush=True)
     cases, weights = study.training_cases(config, part)
-    teacher = Teacher(cast(ResNet3D, taught_by), cases) if taught_by is not None else None
+    teacher = None
+    if taught_by is not None:
+        teacher = Teacher(cast(ResNet3D, taught_by), cases if teaching.get("features") else ())
     training, seed = config["training"], int(config.get("seed", 0))
     set_seed(seed)
     model = build_model(config, study)

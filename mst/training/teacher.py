@@ -32,14 +32,18 @@ class Teacher:
 
     Args:
         model: trained; it is not trained any further.
-        cases: training cases. Over some of them each feature has mean 0 and standard deviation 1.
+        cases: training cases, over some of which each feature has mean 0 and standard deviation 1; none: the features
+            are not told, and `width` is 0.
 
     Attributes:
         width: how many features there are, those of the model's last layer.
     """
 
-    def __init__(self, model: ResNet3D, cases: Sequence[LoadedCase]) -> None:
+    def __init__(self, model: ResNet3D, cases: Sequence[LoadedCase] = ()) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.width = 0
+        if not cases:
+            return
         few = cases[:: max(1, len(cases) // ENOUGH)]
         with torch.no_grad():
             seen = torch.cat([_pooled(model.features(case.prepare(model.grid).volume)) for case in few])
@@ -49,18 +53,18 @@ class Teacher:
     @torch.no_grad()
     def answer(
         self, case: LoadedCase, plane: Plane, augmentation: Augmentation, view: View
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """What it says of a view of a case, and from which features.
 
         Returns:
-            The probability of the last class, float32 scalar, and the features, float32 [width].
+            The probability of the last class, float32 scalar, and the features, float32 [width], where they are told.
         """
         centred = replace(view, shift_mm=np.zeros(3))
         values, inside, *_ = cut(case, self.model.grid, plane, augmentation, centred)
         volume = torch.where(inside, values, outside_value(case.task))
         features = self.model.features(volume[None, None])
         probability = self.model.head(features).softmax(dim=1)[0, -1]
-        return probability, (_pooled(features)[0] - self.mean) / self.spread
+        return probability, (_pooled(features)[0] - self.mean) / self.spread if self.width else None
 
 
 def _pooled(features: Tensor) -> Tensor:

@@ -197,6 +197,12 @@ def test_an_mst_with_a_stem_learns_from_whole_volumes(data: Path, configs: Path)
 def test_a_teacher_sees_the_same_view_with_the_lesion_in_the_middle(data: Path, small_resnet) -> None:
     cases = load_cases(read_manifest(data, CHEST.classes), CHEST)
     teacher = Teacher(small_resnet, cases)
+    assert (
+        Teacher(small_resnet).answer(
+            cases[0], "axial", Augmentation(), pick_view(Augmentation(), np.random.default_rng(0))
+        )[1]
+        is None
+    )
     rng = np.random.default_rng(0)
     view = pick_view(Augmentation(), rng)
     answer, features = teacher.answer(cases[0], "axial", Augmentation(), view)
