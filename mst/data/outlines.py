@@ -267,9 +267,9 @@ def leave_out(
 
     Args:
         nodules: see `matching_patients`.
-        patients: further ones to leave out.
+        patients: further ones to leave out; those without an outline do not count.
     """
-    known = matching_patients(outlines, nodules) | set(patients)
+    known = matching_patients(outlines, nodules) | {o.patient for o in outlines if o.patient in patients}
     return [outline for outline in outlines if outline.patient not in known], len(known)
 
 

@@ -92,7 +92,7 @@ def test_patients_of_known_nodules_are_found(database: Path) -> None:
     assert matching_patients(outlines, [({"malignancy": 5.0}, 15.0)]) == set()  # would fit anybody
     kept, count = leave_out(outlines, [(rated, 15.0)])
     assert ([outline.patient for outline in kept], count) == (["LIDC-IDRI-0002"], 1)
-    assert leave_out(outlines, [(rated, 15.0)], {"LIDC-IDRI-0002"}) == ([], 2)
+    assert leave_out(outlines, [(rated, 15.0)], {"LIDC-IDRI-0002", "LIDC-IDRI-0999"}) == ([], 2)
 
 
 def test_a_few_outlines_are_kept_in_a_file(database: Path, tmp_path: Path) -> None:
@@ -211,12 +211,24 @@ def test_the_command(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         str(known),
     ]
     assert main([*command, "--database", str(database)]) == 0
-    assert "Left out 1 patients; 1 outlines remain." in capsys.readouterr().out
+    assert "Patients left out: 1. Outlines that remain: 1." in capsys.readouterr().out
     rows = (tmp_path / "out" / "cases.csv").read_text()
     assert "LIDC-IDRI-0001" not in rows
     assert rows.count("LIDC-IDRI-0002") == 2
     assert main([*command, "--database", str(tmp_path / "none.sqlite")]) == 2
     assert capsys.readouterr().err.startswith("mst prepare: There is no none.sqlite.")
+
+
+def test_the_examples_patients_are_left_out(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated, "SIZE", 32)
+    monkeypatch.setattr(simulated, "BLOCK", 60)
+    shown = next(outline for outline in read_outlines(database) if outline.patient == "LIDC-IDRI-0001")
+    monkeypatch.setattr("mst.data.examples.example_outlines", lambda: {"chest-round": shown})
+    command = ["prepare", "simulated", "--out", str(tmp_path), "--cases", "2", "--database", str(database)]
+    assert main(command) == 0
+    assert (tmp_path / "cases.csv").read_text().count("LIDC-IDRI-0002") == 2
 
 
 def test_a_run_that_is_cut_off_goes_on(
