@@ -298,11 +298,22 @@
     const value = Number(text);
     return text.trim() !== "" && value >= low && value <= high ? value : undefined;
   };
+  const numbers = (...counts) => (text) => {
+    const values = text.split(",").map((part) => (part.trim() === "" ? NaN : Number(part)));
+    return counts.includes(values.length) && values.every(Number.isFinite) ? values : undefined;
+  };
+  // Where a camera is and what it looks at, so that it looks somewhere; then, if it was rolled, where up is.
+  const camera = (text) => {
+    const values = numbers(6, 9)(text);
+    const apart = values && Math.hypot(...[0, 1, 2].map((axis) => values[axis] - values[3 + axis]));
+    return apart >= 0.01 && apart <= 100 ? values : undefined;
+  };
   const choice = (...choices) => (text) => (choices.includes(text) ? text : undefined);
   const SIDES = choice("1", "0");
   const FIELDS = {
     view: choice("3d", "mip"),
     angle: number(0, 360),
+    camera,
     plane: choice(...Object.keys(AXES)),
     slice: number(1, 1e6),
     layout: choice("one", "three"),
@@ -321,10 +332,7 @@
     convention: choice("radiological", "neurological"),
     cross: SIDES,
     outline: SIDES,
-    at: (text) => {
-      const parts = text.split(",").map(Number);
-      return parts.length === 3 && parts.every(Number.isFinite) ? parts : undefined;
-    },
+    at: numbers(3),
   };
 
   // "#plane=sagittal&slice=17&threshold=0.99" -> { plane, slice, ... }; what is unknown or senseless is left out.

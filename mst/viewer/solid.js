@@ -7,6 +7,7 @@
 
   const MOST_CELLS = 34; // along an axis: a surface of 34 x 34 x 34 cells turns smoothly without a graphics card
   const SCAN_COLOR = "#9aa3b2", SLICE_COLOR = "#4c8dff";
+  const OPENING = [-1.3, 1.3, 0.72, 0, 0, -0.1], UP = [0, 0, 1]; // where the camera is, what it looks at; what is up
   const SHORT = { mst: "MST map", resnet: "ResNet map", mask: "Lesion mask" };
 
   class Solid {
@@ -81,17 +82,41 @@
         element("span", { class: "mstv-key mstv-key-line" }, "Current slice"));
       this.node.append(keys, plot);
       // A phone's tall frame shows less to the sides: the scan is seen from farther away.
-      const far = clamp(plot.clientHeight / (plot.clientWidth || 1), 1, 1.8);
+      this.far = clamp(plot.clientHeight / (plot.clientWidth || 1), 1, 1.8);
       await Plotly.newPlot(plot, traces, {
         margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", font: { color: muted, size: 11 },
         scene: { aspectmode: "data", xaxis: axis("left – right (mm)"), yaxis: axis("back – front (mm)"), zaxis: axis("foot – head (mm)"),
-          camera: { eye: { x: -1.3 * far, y: 1.3 * far, z: 0.72 * far }, center: { x: 0, y: 0, z: -0.1 } } },
+          camera: this.placed() },
       }, { displaylogo: false, responsive: true,
         // Plotly draws four times the screen's pixels by default, which turns jerkily without a graphics card.
         plotGlPixelRatio: Math.max(1, window.devicePixelRatio || 1), modeBarButtonsToRemove: ["tableRotation", "resetCameraLastSave3d"] });
       this.plot = plot;
+      plot.on("plotly_relayout", () => viewer.remembering());
       this.ready = true;
       root.dataset.solid = "ready";
+    }
+
+    // ---- the camera, as a link carries it: from any frame's shape the same view
+
+    // Six numbers, or nine where up is not the head; undefined where it is still as at first.
+    get camera() {
+      if (!this.plot) return this.seen?.join();
+      const { eye, center, up } = this.plot.layout.scene.camera;
+      const tidy = (point, by = 1) => "xyz".split("").map((axis) => Number((point[axis] / by).toFixed(2)));
+      const found = [...tidy(eye, this.far), ...tidy(center)], above = tidy(up ?? { x: 0, y: 0, z: 1 });
+      if (above.join() !== UP.join()) found.push(...above);
+      return found.join() === OPENING.join() ? undefined : found.join();
+    }
+
+    look(camera) {
+      this.seen = camera;
+      if (this.plot) this.viewer.Plotly.relayout(this.plot, { "scene.camera": this.placed() });
+    }
+
+    placed() {
+      const seen = this.seen ?? OPENING;
+      const point = ([x, y, z], by = 1) => ({ x: x * by, y: y * by, z: z * by });
+      return { eye: point(seen.slice(0, 3), this.far), center: point(seen.slice(3, 6)), up: point(seen.length > 6 ? seen.slice(6) : UP) };
     }
 
     // The surface encloses what the 2D view shows, as far as blocks of voxels can.

@@ -158,6 +158,7 @@
       const custom = view.window.some((v, i) => v !== usual.window[i]);
       return writeLink({
         view: this.shown === "2d" ? undefined : this.shown, angle: this.shown === "mip" ? Math.round(this.projection.angle) : undefined,
+        camera: this.shown === "3d" ? this.solid.camera : undefined,
         plane: view.plane, slice: this.numberIn(view.plane, this.slice), [view.by]: view[view.by],
         layout: view.layout === "three" ? "three" : undefined,
         panels: view.panels.join() === usual.panels.join() ? undefined : view.panels.join(),
@@ -170,7 +171,7 @@
 
     // The changes to the view that a link asks for; panels that this scan does not have are left out.
     fromLink(link) {
-      const { view: _, angle, slice, at, level, width, panels, solo, cross, outline, ...changes } = link;
+      const { view: _, angle, camera, slice, at, level, width, panels, solo, cross, outline, ...changes } = link;
       for (const by of ["threshold", "maximum", "value"]) if (link[by] !== undefined) changes.by = by;
       if (level !== undefined && width !== undefined) changes.window = [level - width / 2, level + width / 2];
       const wanted = panels?.split(",").filter((kind) => this.available.includes(kind));
@@ -189,8 +190,9 @@
       this.index[axis] = clamp(Math.round((slice - 1 - this.data.first[axis]) / this.data.factors[axis]), 0, count - 1);
     }
 
-    async openView({ view = "2d", angle }) {
+    async openView({ view = "2d", angle, camera }) {
       if (angle !== undefined) this.projection.look(angle);
+      this.solid.look(camera);
       if (view !== this.shown) await this.setView(view.toUpperCase());
     }
 

@@ -440,6 +440,8 @@ def test_links_are_read_and_written_without_nonsense(opened: Open) -> None:
     page = opened()
     found = page.evaluate("MstViewer.readLink('#slice=3&opacity=7&plane=oblique&at=1,2,3&__proto__=x')")
     assert found == {"slice": 3, "at": [1, 2, 3]}
+    for camera, read in [("1,2,3,0,0,0", [1, 2, 3, 0, 0, 0]), ("1,2,3,1,2,3", None), ("1,2,,0,0,0", None)]:
+        assert page.evaluate(f"MstViewer.readLink('#camera={camera}').camera ?? null") == read
     assert page.evaluate("MstViewer.writeLink({ plane: 'axial', slice: 4, threshold: 0.995, what: 1 })") == (
         "#plane=axial&slice=4&threshold=0.995"
     )

@@ -261,3 +261,37 @@ def test_a_link_and_a_picture_carry_the_view(opened: Open, view: str, tab: str) 
     page.keyboard.press("Escape")
     page.get_by_role("tab", name="2D").click()
     page.wait_for_function("!location.hash.includes('view=')")
+
+
+def camera(page: Page) -> list[float]:
+    """Where 3D is seen from and what lies in the middle, as Plotly has it."""
+    expect(viewer_of(page)).to_have_attribute("data-solid", "ready", timeout=60_000)
+    return page.evaluate(
+        "(({ eye, center }) => [eye, center].flatMap(({ x, y, z }) => [x, y, z]))"
+        "(document.querySelector('.mstv-solid-plot').layout.scene.camera)"
+    )
+
+
+def test_a_link_carries_where_3d_is_seen_from(opened: Open) -> None:
+    page = opened("#view=3d&camera=0.5,-2,0.3,0,0,0.1")
+    assert camera(page) == pytest.approx([0.5, -2, 0.3, 0, 0, 0.1])
+    box = page.locator(".mstv-solid-plot").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 120, y, steps=4)
+    page.mouse.up()
+    page.wait_for_function("!location.hash.includes('camera=0.5,-2')")
+    turned, link = camera(page), page.evaluate("location.hash")
+    assert turned[:2] != pytest.approx([0.5, -2], abs=0.2)
+    page.goto("about:blank")  # else only the address would change
+    assert camera(opened(link)) == pytest.approx(turned, abs=0.01)
+    # A link without a camera shows 3D as it opens; that is not worth a word in the address.
+    page = opened("#view=3d&camera=0.5,-2,0.3,0,0,0.1")
+    camera(page)
+    page.evaluate("location.hash = '#view=3d'")
+    page.wait_for_function("document.querySelector('.mstv-solid-plot').layout.scene.camera.eye.x < -1")
+    page.locator("[data-control=slice]").fill("11")
+    page.wait_for_function("location.hash.includes('slice=12')")
+    assert "camera" not in page.evaluate("location.hash")
