@@ -298,13 +298,13 @@
     const value = Number(text);
     return text.trim() !== "" && value >= low && value <= high ? value : undefined;
   };
-  const numbers = (...counts) => (text) => {
+  const numbers = (count) => (text) => {
     const values = text.split(",").map((part) => (part.trim() === "" ? NaN : Number(part)));
-    return counts.includes(values.length) && values.every(Number.isFinite) ? values : undefined;
+    return values.length === count && values.every(Number.isFinite) ? values : undefined;
   };
-  // Where a camera is and what it looks at, so that it looks somewhere; then, if it was rolled, where up is.
+  // Where a camera is and what it looks at, which must not be the same place.
   const camera = (text) => {
-    const values = numbers(6, 9)(text);
+    const values = numbers(6)(text);
     const apart = values && Math.hypot(...[0, 1, 2].map((axis) => values[axis] - values[3 + axis]));
     return apart >= 0.01 && apart <= 100 ? values : undefined;
   };

@@ -7,7 +7,8 @@
 
   const MOST_CELLS = 34; // along an axis: a surface of 34 x 34 x 34 cells turns smoothly without a graphics card
   const SCAN_COLOR = "#9aa3b2", SLICE_COLOR = "#4c8dff";
-  const OPENING = [-1.3, 1.3, 0.72, 0, 0, -0.1], UP = [0, 0, 1]; // where the camera is, what it looks at; what is up
+  const OPENING = [-1.3, 1.3, 0.72, 0, 0, -0.1]; // where the camera is, what it looks at
+  const HOVER = "%{fullData.name}<br>x %{x:.1f}, y %{y:.1f}, z %{z:.1f} mm<extra></extra>";
   const SHORT = { mst: "MST map", resnet: "ResNet map", mask: "Lesion mask" };
 
   class Solid {
@@ -50,7 +51,8 @@
       const surface = (values, level, color, opacity, name) => ({
         type: "isosurface", x: coarse.x, y: coarse.y, z: coarse.z, value: values, isomin: level, isomax: level,
         surface: { count: 1 }, caps: { x: { show: false }, y: { show: false }, z: { show: false } },
-        colorscale: [[0, color], [1, color]], showscale: false, opacity, name, hoverinfo: "name", showlegend: false,
+        colorscale: [[0, color], [1, color]], showscale: false, opacity, name, showlegend: false,
+        hovertemplate: HOVER, // else Plotly tells the surface's value, which of a map is a code that means nothing
         lighting: { ambient: 0.55, diffuse: 0.7, specular: 0.15 },
       });
       const [low, high] = data.window;
@@ -68,7 +70,7 @@
         { type: "mesh3d", ...column(corners.slice(0, 4)), i: [0, 0], j: [1, 2], k: [2, 3], color: SLICE_COLOR, opacity: 0.16, hoverinfo: "skip",
           lighting: { ambient: 1, diffuse: 0, specular: 0 } },
         { type: "scatter3d", mode: "lines", ...column(corners), line: { color: SLICE_COLOR, width: 4 }, hoverinfo: "skip", showlegend: false });
-      const { muted } = theme(root);
+      const { muted, text, line, card } = theme(root);
       const axis = (title) => ({ title: { text: title }, color: muted, showbackground: false, gridcolor: "rgba(128,128,128,.25)", zeroline: false });
       const plot = element("div", { class: "mstv-solid-plot", role: "group", "aria-label": "Scan and saliency in 3D" });
       const toggle = (name, color, trace) => element("button", { type: "button", class: "mstv-key", style: `--key:${color}`, "aria-pressed": "true",
@@ -85,11 +87,15 @@
       this.far = clamp(plot.clientHeight / (plot.clientWidth || 1), 1, 1.8);
       await Plotly.newPlot(plot, traces, {
         margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", font: { color: muted, size: 11 },
+        hoverlabel: { bgcolor: card, bordercolor: line, font: { color: text } },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: text },
         scene: { aspectmode: "data", xaxis: axis("left – right (mm)"), yaxis: axis("back – front (mm)"), zaxis: axis("foot – head (mm)"),
           camera: this.placed() },
       }, { displaylogo: false, responsive: true,
+        // Named one by one: Plotly's own choice has one that uploads the chart to Plotly's cloud.
+        modeBarButtons: [["tableRotation", "pan3d", "zoom3d", "resetCameraDefault3d"]], plotlyServerURL: "",
         // Plotly draws four times the screen's pixels by default, which turns jerkily without a graphics card.
-        plotGlPixelRatio: Math.max(1, window.devicePixelRatio || 1), modeBarButtonsToRemove: ["tableRotation", "resetCameraLastSave3d"] });
+        plotGlPixelRatio: Math.max(1, window.devicePixelRatio || 1) });
       this.plot = plot;
       plot.on("plotly_relayout", () => viewer.remembering());
       this.ready = true;
@@ -98,14 +104,13 @@
 
     // ---- the camera, as a link carries it: from any frame's shape the same view
 
-    // Six numbers, or nine where up is not the head; undefined where it is still as at first.
+    // Where it is and what it looks at; undefined where it is still as at first.
     get camera() {
       if (!this.plot) return this.seen?.join();
-      const { eye, center, up } = this.plot.layout.scene.camera;
-      const tidy = (point, by = 1) => "xyz".split("").map((axis) => Number((point[axis] / by).toFixed(2)));
-      const found = [...tidy(eye, this.far), ...tidy(center)], above = tidy(up ?? { x: 0, y: 0, z: 1 });
-      if (above.join() !== UP.join()) found.push(...above);
-      return found.join() === OPENING.join() ? undefined : found.join();
+      const { eye, center } = this.plot.layout.scene.camera;
+      const tidy = ({ x, y, z }, by = 1) => [x, y, z].map((v) => Number((v / by).toFixed(2)));
+      const found = [...tidy(eye, this.far), ...tidy(center)].join();
+      return found === OPENING.join() ? undefined : found;
     }
 
     look(camera) {
@@ -114,9 +119,8 @@
     }
 
     placed() {
-      const seen = this.seen ?? OPENING;
-      const point = ([x, y, z], by = 1) => ({ x: x * by, y: y * by, z: z * by });
-      return { eye: point(seen.slice(0, 3), this.far), center: point(seen.slice(3, 6)), up: point(seen.length > 6 ? seen.slice(6) : UP) };
+      const [x, y, z, ...center] = this.seen ?? OPENING;
+      return { eye: { x: x * this.far, y: y * this.far, z: z * this.far }, center: { x: center[0], y: center[1], z: center[2] } };
     }
 
     // The surface encloses what the 2D view shows, as far as blocks of voxels can.
@@ -198,9 +202,12 @@
 
     recolor() {
       if (!this.plot) return;
-      const { muted } = theme(this.viewer.root);
-      this.viewer.Plotly.relayout(this.plot, Object.fromEntries(
-        ["font", "scene.xaxis", "scene.yaxis", "scene.zaxis"].map((part) => [`${part}.color`, muted])));
+      const { muted, text, line, card } = theme(this.viewer.root);
+      this.viewer.Plotly.relayout(this.plot, {
+        ...Object.fromEntries(["font", "scene.xaxis", "scene.yaxis", "scene.zaxis"].map((part) => [`${part}.color`, muted])),
+        "hoverlabel.bgcolor": card, "hoverlabel.bordercolor": line, "hoverlabel.font.color": text,
+        "modebar.color": muted, "modebar.activecolor": text,
+      });
     }
 
     stop() {

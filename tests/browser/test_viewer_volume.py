@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -295,3 +296,30 @@ def test_a_link_carries_where_3d_is_seen_from(opened: Open) -> None:
     page.locator("[data-control=slice]").fill("11")
     page.wait_for_function("location.hash.includes('slice=12')")
     assert "camera" not in page.evaluate("location.hash")
+
+
+def test_the_pointer_in_3d_tells_what_it_is_on_and_where(opened: Open) -> None:
+    page = opened("#view=3d")
+    camera(page)
+    box = page.locator(".mstv-solid-plot").bounding_box()
+    assert box is not None
+    label = page.locator(".mstv-solid-plot .hovertext")
+    for y, x in product((0.3, 0.4, 0.5, 0.6), np.linspace(0.3, 0.7, 9)):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        page.wait_for_timeout(350)
+        if label.count():
+            break
+    told = label.text_content()
+    assert told is not None
+    assert told.endswith("mm")
+    assert "value" not in told
+
+
+def test_nothing_in_3d_sends_the_scan_elsewhere(opened: Open) -> None:
+    page = opened("#view=3d")
+    camera(page)
+    buttons = page.locator(".mstv-solid-plot .modebar-btn").evaluate_all(
+        "(all) => all.map((button) => button.dataset.title)"
+    )
+    assert buttons == ["Turntable rotation", "Pan", "Zoom", "Reset camera to default"]
+    assert page.evaluate("document.querySelector('.mstv-solid-plot')._context.plotlyServerURL") == ""
