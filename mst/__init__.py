@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mst.models import CheckpointError, load_model
     from mst.prediction import Prediction, predict
     from mst.saliency import Explanation, explain
-    from mst.scan import Scan, ScanError, read_mask, read_scan
+    from mst.scans import Scan, ScanError, read_mask, read_scan
     from mst.tasks import TASKS
 
 __version__ = "0.1.0"
@@ -41,10 +41,10 @@ _HOMES = {
     "predict": "mst.prediction",
     "Explanation": "mst.saliency",
     "explain": "mst.saliency",
-    "Scan": "mst.scan",
-    "ScanError": "mst.scan",
-    "read_mask": "mst.scan",
-    "read_scan": "mst.scan",
+    "Scan": "mst.scans",
+    "ScanError": "mst.scans",
+    "read_mask": "mst.scans",
+    "read_scan": "mst.scans",
 }
 
 

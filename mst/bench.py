@@ -22,7 +22,7 @@ from mst.preprocess import AXES, ModelInput, prepare
 from mst.results import results_payload
 from mst.saliency import explain
 from mst.saliency.flips import explain_flips
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.tasks import Task, get_task
 
 STATUS = Path("/proc/self/status")  # Linux; elsewhere memory is not measured

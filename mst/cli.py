@@ -390,7 +390,7 @@ def _predict(args: argparse.Namespace) -> int:
         return _predict_cohort(args)
     if args.task is None:
         raise ValueError(f"say which study it is: --task {', '.join(TASKS)} (see mst predict --help)")
-    from mst.scan import read_mask, read_scan, subtract
+    from mst.scans import read_mask, read_scan, subtract
 
     center = parse_center(args.center)
     scan = read_scan(args.scan)

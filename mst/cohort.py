@@ -24,7 +24,7 @@ from mst.models import CheckpointError
 from mst.prediction import Prediction, cached_model, check_study, choose_spot, predict, resolve_checkpoints
 from mst.results import write_results
 from mst.saliency.metrics import MEASURES
-from mst.scan import Scan, ScanError, read_mask, read_scan
+from mst.scans import Scan, ScanError, read_mask, read_scan
 from mst.tasks import Task
 
 PREDICTIONS = "predictions.csv"

@@ -25,10 +25,10 @@ from pydicom.valuerep import DA, TM
 
 import mst
 from mst.prediction import DISCLAIMER, METHOD_LABELS, SHORT_LABELS, Prediction
-from mst.scan import Scan
+from mst.scans import Scan
 
 if TYPE_CHECKING:
-    from mst.dicom import DicomSource
+    from mst.scans.source import DicomSource
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from matplotlib.textpath import text_to_path
 import mst
 from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, SHORT_LABELS, Prediction
 from mst.preprocess import AXES
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.tasks import Task, Window
 
 # It would tell a read-only home folder, or a letter that its font lacks, on standard error.

@@ -19,7 +19,7 @@ from mst.preprocess import AXES, Region, mask_centroid, prepare, side_center
 from mst.saliency import explain
 from mst.saliency.flips import explain_flips
 from mst.saliency.metrics import saliency_metrics
-from mst.scan import Scan, ScanError, read_mask
+from mst.scans import Scan, ScanError, read_mask
 from mst.tasks import Task, get_task
 
 DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."

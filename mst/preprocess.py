@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from mst.scan import Scan, ScanError
+from mst.scans import Scan, ScanError
 from mst.tasks import Grid, Plane, Task
 
 # For each plane, the canonical axis (0: to the right, 1: to the front, 2: to the head) that runs along

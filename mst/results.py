@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mst.prediction import DISCLAIMER, METHOD_LABELS, SHORT_LABELS, Prediction
-from mst.scan import Scan, write_nifti
+from mst.scans import Scan, write_nifti
 from mst.tasks import Task, Window
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
 

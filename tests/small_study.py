@@ -11,7 +11,7 @@ import yaml
 
 from mst.data.outlines import RATINGS, Outline
 from mst.data.simulated import simulate_chest_ct
-from mst.scan import write_nifti
+from mst.scans import write_nifti
 
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
 TRAINING = {"steps": 4, "batch": 2, "learning_rate": 1e-3, "save_every": 2, "log_every": 1}

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from serving import chromium_options  # noqa: E402
 
-from mst.scan import Scan  # noqa: E402
+from mst.scans import Scan  # noqa: E402
 from mst.viewer import Layer, NativeMap, report_html, viewer_html, viewer_payload  # noqa: E402
 
 RECORD = {

@@ -21,7 +21,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from mst.data import read_manifest
 from mst.data.outlines import read_outlines
 from mst.data.simulated import most_workers, write_simulated
-from mst.scan import read_mask, read_scan
+from mst.scans import read_mask, read_scan
 from mst.tasks import TASKS
 
 SIDE_MM = 51

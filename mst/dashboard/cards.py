@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, Prediction
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.tasks import Task
 
 HEADER = f"""

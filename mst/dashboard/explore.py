@@ -23,7 +23,7 @@ from mst.models.loading import checkpoint_grid, checkpoints_folder
 from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
 from mst.preprocess import locate
 from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
-from mst.scan import Scan, ScanError
+from mst.scans import Scan, ScanError
 from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
 

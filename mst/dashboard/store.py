@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 
 from mst.prediction import Prediction
-from mst.scan import Scan, ScanError, read_scan, subtract
+from mst.scans import Scan, ScanError, read_scan, subtract
 from mst.tasks import Task
 
 MAX_SCAN_BYTES = 1_500_000_000

@@ -45,7 +45,7 @@ from mst.data.preparing import (
     write_cases,
 )
 from mst.data.series import Series, SliceIndex, count_files, find_series
-from mst.scan import Scan, ScanError, subtract
+from mst.scans import Scan, ScanError, subtract
 from mst.tasks import Grid, get_task
 
 PATIENT = re.compile(r"Breast_MRI_\d+")

@@ -19,7 +19,7 @@ import numpy as np
 from mst.data.outlines import Outline, read_named_outlines
 from mst.data.simulated import simulate_chest_ct
 from mst.data.simulator import simulate_breast_mri, simulate_knee_mri
-from mst.scan import Scan
+from mst.scans import Scan
 
 OUTLINES = Path(__file__).with_name("example_outlines.json")  # written by tools/example_outlines.py
 

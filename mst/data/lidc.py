@@ -48,7 +48,7 @@ from mst.data.preparing import (
     write_cases,
 )
 from mst.data.series import Series, SliceIndex, count_files, find_series
-from mst.scan import Scan, ScanError
+from mst.scans import Scan, ScanError
 
 PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
 COLUMNS = (

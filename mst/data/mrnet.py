@@ -31,7 +31,8 @@ from mst.data.preparing import (
     rows_of,
     write_cases,
 )
-from mst.scan import MIN_VOXELS, ScanError
+from mst.scans import ScanError
+from mst.scans.checks import MIN_VOXELS
 from mst.tasks import get_task
 
 SPLITS = ("train", "valid")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mst.files import write_whole
-from mst.scan import nifti_image
+from mst.scans import nifti_image
 
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]

@@ -12,8 +12,8 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from mst.dicom import SAME_POSITION_MM
-from mst.scan import Scan, ScanError, read_scan
+from mst.scans import Scan, ScanError, read_scan
+from mst.scans.dicom import SAME_POSITION_MM
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Series:
         positions = np.array([header.ImagePositionPatient for header in headers], float)
         along = positions @ np.cross(*directions)
         order = np.argsort(along, kind="stable")
-        # Several images at one place count once, as in mst.dicom.
+        # Several images at one place count once, as in mst.scans.dicom.
         rank = np.concatenate([[0], np.cumsum(np.diff(along[order]) > SAME_POSITION_MM)])
         place = np.empty(len(order), int)
         place[order] = rank

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from mst.data.outlines import RATINGS, Outline, expected_malignancy
 from mst.data.simulator import NOISE_HU, SOFT, blend, centred_affine, ct_noise, lung_block, texture_field
 from mst.files import write_whole
-from mst.scan import Scan
+from mst.scans import Scan
 
 SIZE = 64  # voxels of 1 mm along each side of a region
 BLOCK = 100  # of the block of lung that regions are cut from

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from mst.scan import Scan
+from mst.scans import Scan
 
 AIR, LUNG, FAT, SOFT, MARROW, CORTEX = -1000.0, -865.0, -100.0, 40.0, 220.0, 650.0
 EDGE_MM = 0.55  # half-width of an edge after reconstruction

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mst.data import Case, ManifestError
 from mst.preprocess import AXES, ModelInput, Region, locate, mask_centroid, prepare
-from mst.scan import Scan, read_scan
+from mst.scans import Scan, read_scan
 from mst.tasks import Plane, Task
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly
 
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.viewer.payload import DISCLAIMER, locator_payload
 
 HERE = Path(__file__).resolve().parent

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mst.scan import Scan
+from mst.scans import Scan
 
 Plane = Literal["axial", "coronal", "sagittal"]
 SLICE_AXIS: dict[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}

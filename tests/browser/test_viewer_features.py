@@ -9,7 +9,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from viewing import SHAPE, Open, choose, colourful, current, layers, picture, settle, viewer_of
 
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.viewer import Layer
 
 pytestmark = pytest.mark.browser

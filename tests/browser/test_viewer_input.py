@@ -25,7 +25,7 @@ from viewing import (
 
 from mst.data.simulator import simulate_knee_mri
 from mst.results import results_payload
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.tasks import get_task
 from mst.viewer import Layer, NativeMap, report_html
 

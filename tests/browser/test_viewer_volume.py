@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from serving import chromium_options
 from viewing import Open, colourful, settle, viewer_of, write_report
 
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.viewer import Layer
 
 pytestmark = pytest.mark.browser

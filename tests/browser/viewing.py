@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page
 
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
 
 Open = Callable[..., Page]

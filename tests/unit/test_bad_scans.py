@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from pydicom.data import get_testdata_file
 from scan_files import dicom_series, enhanced_dicom, ras_affine, volume
 
-from mst.scan import ScanError, read_scan
+from mst.scans import ScanError, read_scan
 
 GOOD = volume().astype(np.float32)
 Maker = Callable[[Path], Path | list[Path]]

@@ -17,7 +17,7 @@ from scan_files import AXIAL, SHAPE, dicom_series, enhanced_dicom, tilted
 from mst.dicom_export import QUANTILE, DicomExportError, why_not, write_dicom_saliency
 from mst.prediction import DISCLAIMER, Prediction, Spot
 from mst.preprocess import locate
-from mst.scan import Scan, ScanError, read_scan, subtract, write_nifti
+from mst.scans import Scan, ScanError, read_scan, subtract, write_nifti
 from mst.tasks import Grid
 
 FLIP = np.diag([-1.0, -1.0, 1.0])  # RAS to LPS and back

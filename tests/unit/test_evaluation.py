@@ -23,7 +23,7 @@ from mst.evaluation import evaluate, summarise
 from mst.files import write_whole
 from mst.models import ResNet3D, SliceTransformer
 from mst.models.loading import save_model
-from mst.scan import write_nifti
+from mst.scans import write_nifti
 
 CLASSES = ("benign", "malignant")
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mst.data.examples import EXAMPLES, Example, example_file
-from mst.scan import read_scan
+from mst.scans import read_scan
 from mst.tasks import TASKS
 
 

@@ -14,7 +14,7 @@ from mst.pdf_report import _lines, _View, report_pdf
 from mst.prediction import DISCLAIMER
 from mst.preprocess import AXES
 from mst.results import display_window, prediction_record
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.tasks import TASKS, Plane
 
 CHEST = TASKS["chest-ct"]

@@ -15,7 +15,7 @@ from mst.models.loading import save_model
 from mst.prediction import DISCLAIMER
 from mst.preprocess import AXES
 from mst.results import prediction_record, scan_notes, write_results
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.tasks import TASKS
 
 CHEST = TASKS["chest-ct"]

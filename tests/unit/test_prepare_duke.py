@@ -11,7 +11,7 @@ from downloads import write_series
 from mst.cli import main
 from mst.data import read_manifest
 from mst.data.duke import front_rows
-from mst.scan import read_scan
+from mst.scans import read_scan
 from mst.tasks import get_task
 
 # Voxels of the network's own size, so that nothing is interpolated.

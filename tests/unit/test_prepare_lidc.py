@@ -11,7 +11,7 @@ from downloads import RATED, nodule, ring, roi, write_reads, write_series
 from mst.cli import main
 from mst.data import read_manifest
 from mst.data.lidc import Read, consensus
-from mst.scan import read_scan
+from mst.scans import read_scan
 from mst.tasks import get_task
 
 SHAPE, SPACING, ORIGIN = (48, 40, 30), (1.0, 1.0, 2.0), (-20.0, -30.0, -50.0)

@@ -9,7 +9,7 @@ import pytest
 from mst.cli import main
 from mst.data import read_manifest
 from mst.preprocess import locate, sample
-from mst.scan import read_scan
+from mst.scans import read_scan
 from mst.tasks import Grid, get_task
 
 TABLES = {"abnormal": "0000,1\n0001,0\n", "acl": "0000,0\n0001,0\n", "meniscus": "0000,0\n0001,1\n"}

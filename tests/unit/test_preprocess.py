@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import zoom
 
 from mst.preprocess import prepare, side_center
-from mst.scan import Scan, ScanError
+from mst.scans import Scan, ScanError
 from mst.tasks import TASKS
 
 CHEST, BREAST, KNEE = TASKS["chest-ct"], TASKS["breast-mri"], TASKS["knee-mri"]

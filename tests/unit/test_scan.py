@@ -13,8 +13,8 @@ from pydicom.uid import RLELossless, generate_uid
 from scan_files import AXIAL, SHAPE, dicom_series, enhanced_dicom, lps_affine, ras_affine, tilted, volume
 from test_preprocess import orientations, reorient
 
-import mst.scan
-from mst.scan import Scan, ScanError, read_mask, read_scan, subtract, write_nifti
+import mst.scans.scan
+from mst.scans import Scan, ScanError, read_mask, read_scan, subtract, write_nifti
 
 DIRECTIONS = pytest.mark.parametrize("directions", [AXIAL, tilted()], ids=["axial", "oblique"])
 
@@ -42,7 +42,7 @@ def itk_image(directions: np.ndarray = AXIAL) -> sitk.Image:
 
 
 def test_the_class_explains_itself() -> None:
-    assert doctest.testmod(mst.scan).failed == 0
+    assert doctest.testmod(mst.scans.scan).failed == 0
 
 
 @DIRECTIONS

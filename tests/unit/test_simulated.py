@@ -23,7 +23,7 @@ from mst.data.outlines import (
     write_outlines,
 )
 from mst.data.simulated import simulate_regions, write_simulated
-from mst.scan import read_scan
+from mst.scans import read_scan
 
 SLICE_MM, PIXEL_MM = 2.0, 0.5
 

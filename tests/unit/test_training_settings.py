@@ -16,7 +16,7 @@ import train
 from mst.data import read_manifest
 from mst.models import SliceTransformer
 from mst.models.encoders import paper_encoder
-from mst.scan import write_nifti
+from mst.scans import write_nifti
 from mst.tasks import TASKS
 from mst.training.augment import Augmentation
 from mst.training.cases import load_cases

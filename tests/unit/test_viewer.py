@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mst.preprocess import locate
-from mst.scan import Scan
+from mst.scans import Scan
 from mst.tasks import Grid
 from mst.viewer import Layer, NativeMap, viewer_html, viewer_payload
 from mst.viewer.payload import locator_payload, unpack

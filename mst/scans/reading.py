@@ -1,8 +1,4 @@
-"""A 3D scan: its voxels, where they lie in the patient, and how it is read from a file.
-
-Coordinates are RAS+ throughout: x grows to the patient's right, y to the front (anterior), z to the head
-(superior), in millimetres. DICOM and ITK use LPS; the readers flip the first two axes.
-"""
+"""From files, folders and zips to a `Scan`, or a `ScanError` that a clinician understands."""
 
 from __future__ import annotations
 
@@ -15,20 +11,19 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
-from scipy.ndimage import map_coordinates
 
 from mst.errors import ScanError
-
-if TYPE_CHECKING:
-    from mst.dicom import DicomSource
+from mst.scans.checks import check_count, check_shape, checked
+from mst.scans.dicom import is_dicom, read_dicom
+from mst.scans.resampling import onto
+from mst.scans.scan import Scan
 
 # Both libraries would otherwise print to standard error beside the one sentence that a user gets.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -39,94 +34,8 @@ DATA_OF_HEADERS = (".raw", ".raw.gz", ".zraw")
 FORMATS = (
     "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM, or a .zip of one of these"
 )
-MIN_VOXELS = 4  # along each axis: fewer cannot be sliced in three planes
-MAX_VOXELS = 600_000_000  # 2.4 GB as float32
 MAX_UNZIPPED = 6 * 1024**3
 GZIP_RATIO = 1100  # deflate cannot shrink data more than about 1,032 times
-MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One 3D scalar volume and its place in the patient.
-
-    Attributes:
-        voxels: float32, shape (I, J, K), in the scan's own voxel order; Hounsfield units for CT.
-        affine: float64, shape (4, 4), voxel index (i, j, k, 1) -> RAS millimetres.
-        modality: "CT", "MR" or None where the file does not say.
-        name: what to call it on a page: a file or series name, never a full path.
-        notes: what the reader decided for the user, one sentence each ("Of 3 series, took the one with ...").
-        source: the DICOM series whose slice k is `voxels[:, :, k].T`; None for other formats, and for a scan
-            that was brought to other axes. Never printed: it names the patient.
-
-    >>> scan = Scan(np.zeros((4, 5, 6), np.float32), np.diag([2.0, 2.0, 3.0, 1.0]))
-    >>> scan.spacing
-    (2.0, 2.0, 3.0)
-    >>> scan.voxel_to_world((1, 1, 1)).tolist()
-    [2.0, 2.0, 3.0]
-    """
-
-    voxels: np.ndarray
-    affine: np.ndarray
-    modality: str | None = None
-    name: str = "scan"
-    notes: tuple[str, ...] = field(default=())
-    source: DicomSource | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along the three axes (I, J, K)."""
-        i, j, k = self.voxels.shape
-        return i, j, k
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between voxel centres along the three axes."""
-        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
-        return float(x), float(y), float(z)
-
-    @property
-    def orientation(self) -> str:
-        """Where each axis points, as three letters: "RAS", "LPS", ..."""
-        return "".join(nib.orientations.aff2axcodes(self.affine))
-
-    @property
-    def center(self) -> np.ndarray:
-        """The middle of the voxel grid in RAS millimetres, shape (3,)."""
-        return self.voxel_to_world((np.array(self.shape) - 1) / 2)
-
-    def voxel_to_world(self, index: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Voxel index, shape (..., 3) -> RAS millimetres, shape (..., 3)."""
-        return np.asarray(index, float) @ self.affine[:3, :3].T + self.affine[:3, 3]
-
-    def world_to_voxel(self, point: Sequence[float] | np.ndarray) -> np.ndarray:
-        """RAS millimetres, shape (..., 3) -> continuous voxel index, shape (..., 3)."""
-        return (np.asarray(point, float) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
-
-    def contains(self, point: Sequence[float] | np.ndarray) -> bool:
-        """Whether a point in RAS millimetres lies within the voxel grid (to the voxels' outer faces)."""
-        index = self.world_to_voxel(point)
-        return bool(np.all(index >= -0.5) and np.all(index <= np.array(self.shape) - 0.5))
-
-    def canonical(self) -> Scan:
-        """The same scan with its axes permuted and flipped so that they point R, A, S as nearly as they can.
-
-        No voxel is resampled: an oblique scan keeps its own axes. Two files of one scan that differ only by
-        axis order and direction give the same canonical scan.
-        """
-        transform = nib.orientations.io_orientation(self.affine)
-        voxels = nib.orientations.apply_orientation(self.voxels, transform)
-        affine = self.affine @ nib.orientations.inv_ornt_aff(transform, self.shape)
-        # A view: a chest CT takes hundreds of megabytes, and what follows copies only a region of it.
-        # Its slices may no longer be the source's.
-        return replace(self, voxels=voxels, affine=affine, source=None)
-
-    def from_canonical(self, volume: np.ndarray) -> np.ndarray:
-        """A volume on `canonical()`'s grid, put back on this scan's own grid, shape (I, J, K)."""
-        back = nib.orientations.ornt_transform(
-            nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(self.affine)
-        )
-        return np.ascontiguousarray(nib.orientations.apply_orientation(volume, back))
 
 
 def read_scan(path: str | Path | Sequence[str | Path]) -> Scan:
@@ -158,7 +67,7 @@ def read_scan(path: str | Path | Sequence[str | Path]) -> Scan:
             raise ScanError(
                 f"{_names(given)} could not be read: the file seems damaged or is not what its name says."
             ) from error
-    return _checked(scan, _names(given))
+    return checked(scan, _names(given))
 
 
 def read_mask(path: str | Path | Sequence[str | Path], scan: Scan, *, same_shape: bool = False) -> np.ndarray:
@@ -192,51 +101,14 @@ def read_mask(path: str | Path | Sequence[str | Path], scan: Scan, *, same_shape
         raise ScanError(
             f"The mask {_names(given)} has {shapes[0]} voxels, its scan {shapes[1]}; they must agree."
         )
-    marked = _onto(mask, scan, order=0) > 0
+    marked = onto(mask, scan, order=0) > 0
     if not marked.any():
         raise ScanError(f"The mask {_names(given)} does not overlap the scan; was it drawn on another one?")
     return marked
 
 
-def subtract(post: Scan, pre: Scan) -> Scan:
-    """Post-contrast minus pre-contrast, on the post-contrast scan's grid (linear interpolation).
-
-    Raises:
-        ScanError: the two do not overlap, or do not differ.
-    """
-    before = _onto(pre, post, order=1)
-    if not np.any(before):
-        raise ScanError(
-            "The pre-contrast and the post-contrast scan do not overlap; are they of one patient?"
-        )
-    note = f"Pre-contrast scan {pre.name} was subtracted from {post.name}."
-    return _checked(
-        replace(post, voxels=post.voxels - before, notes=(*post.notes, *pre.notes, note)), "The subtraction"
-    )
-
-
-def write_nifti(volume: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
-    """Writes a volume [I, J, K] as float32 NIfTI in RAS millimetres."""
-    nib.save(nifti_image(np.asarray(volume, np.float32), affine), path)
-
-
-def nifti_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A volume [I, J, K] as a NIfTI image of its own data type, in RAS millimetres."""
-    image = nib.Nifti1Image(volume, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    # A sheared affine (tilted gantry) has no quaternion: the nearest one is stored, and marked as unknown.
-    rotation = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    orthogonal = np.allclose(rotation.T @ rotation, np.eye(3), atol=1e-4)
-    image.set_qform(affine, code="scanner" if orthogonal else "unknown")
-    return image
-
-
 def _read_any(given: list[Path], staging: Path) -> Scan:
     """The scan in files, folders and zips; unpacked into an empty staging folder where need be."""
-    # Imported late: it needs Scan.
-    from mst.dicom import is_dicom, read_dicom
-
     files: list[Path] = []
     for index, path in enumerate(given):
         if path.is_dir():
@@ -309,7 +181,7 @@ def _read_nifti(path: Path) -> Scan:
     if dtype.kind == "c":
         raise ScanError(f"{path.name} holds complex numbers; export its magnitude.")
     shape = image.shape
-    _check_shape(path.name, shape)
+    check_shape(path.name, shape)
     size = int(np.prod(shape[:3])) * dtype.itemsize
     at_most = path.stat().st_size * (GZIP_RATIO if path.suffix == ".gz" else 1)
     if at_most < proxy.offset + size:
@@ -359,7 +231,7 @@ def _read_itk(path: Path, files: list[Path], staging: Path) -> Scan:
             shutil.copy(at_hand[name], together / name)
         shutil.copy(path, together / path.name)
         source = together / path.name
-    _check_count(path.name, _header_shape(header))
+    check_count(path.name, _header_shape(header))
     if _bytes_promised(header) > sum(p.stat().st_size for p in [source, *(source.parent / n for n in names)]):
         raise broken
     spacing = header.get("elementspacing") or header.get("spacings") or ""
@@ -378,7 +250,7 @@ def _read_itk(path: Path, files: list[Path], staging: Path) -> Scan:
     if reader.GetNumberOfComponents() > 1:
         raise ScanError(f"{path.name} is a colour (RGB) or vector image; one grey value a voxel is needed.")
     size = reader.GetSize()
-    _check_shape(path.name, size)
+    check_shape(path.name, size)
     notes: tuple[str, ...] = ()
     count = int(np.prod(size[3:]))
     if count > 1:
@@ -460,71 +332,6 @@ def _bytes_promised(header: dict[str, str]) -> int:
     if not shape:
         return 0
     return int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES.get(kind, 0) // (GZIP_RATIO if compressed else 1)
-
-
-def _check_shape(name: str, shape: Sequence[int]) -> None:
-    shape = tuple(int(n) for n in shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) < 3 or sum(n > 1 for n in shape[:3]) < 3:
-        planes = "a single slice" if len(shape) >= 3 else "a 2D image"
-        raise ScanError(f"{name} is {planes}; a 3D scan with several slices is needed.")
-    _check_count(name, shape)
-    if min(shape[:3]) < MIN_VOXELS:
-        raise ScanError(
-            f"{name} has {' x '.join(map(str, shape[:3]))} voxels; at least {MIN_VOXELS} along each axis are needed."
-        )
-
-
-def _check_count(name: str, shape: Sequence[int]) -> None:
-    if int(np.prod(shape[:3], dtype=np.int64)) > MAX_VOXELS:
-        raise ScanError(
-            f"{name} says that it holds {' x '.join(map(str, shape[:3]))} voxels, more than this tool reads; "
-            "crop or resample it first."
-        )
-
-
-def _checked(scan: Scan, name: str) -> Scan:
-    """Refuses what is not one usable volume.
-
-    Raises:
-        ScanError: too few slices, impossible spacing, NaN or infinite voxels, or all voxels alike.
-    """
-    _check_shape(name, scan.shape)
-    spacing = scan.spacing
-    if not np.isfinite(scan.affine).all() or not all(MIN_SPACING_MM <= s <= MAX_SPACING_MM for s in spacing):
-        sizes = " x ".join(f"{s:g}" for s in spacing)
-        raise ScanError(
-            f"{name} gives a voxel size of {sizes} mm, which is impossible; export it again with its spacing."
-        )
-    direction = scan.affine[:3, :3] / spacing
-    if abs(np.linalg.det(direction)) < 0.2:
-        raise ScanError(f"{name} gives axes that do not span a volume; export it again with its orientation.")
-    # The sum is finite when every voxel is, and costs no copy of the volume.
-    if not np.isfinite(scan.voxels.sum(dtype=np.float64)):
-        bad = int((~np.isfinite(scan.voxels)).sum())
-        raise ScanError(f"{name} holds {bad} voxels that are not numbers (NaN or infinite); export it again.")
-    if scan.voxels.min() == scan.voxels.max():
-        raise ScanError(f"All voxels of {name} have the same value; there is nothing to see in it.")
-    return scan
-
-
-def _onto(moving: Scan, fixed: Scan, order: int) -> np.ndarray:
-    """A scan's voxels on another scan's grid, zero where it does not reach."""
-    if moving.shape == fixed.shape and np.allclose(moving.affine, fixed.affine, atol=1e-3):
-        return moving.voxels
-    matrix = np.linalg.inv(moving.affine) @ fixed.affine
-    grids = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in fixed.shape[:2]), indexing="ij")
-    out = np.zeros(fixed.shape, np.float32)
-    # Slice by slice: the coordinates of a whole chest CT would take gigabytes.
-    for k in range(fixed.shape[2]):
-        index = matrix[:3, :2] @ np.stack([grid.ravel() for grid in grids]) + (
-            matrix[:3, 2:3] * k + matrix[:3, 3:]
-        )
-        out[:, :, k] = map_coordinates(moving.voxels, index, order=order, mode="constant").reshape(
-            out.shape[:2]
-        )
-    return out
 
 
 def _unzip(path: Path, folder: Path) -> list[Path]:

@@ -21,7 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from mst.errors import ScanError
-from mst.scan import Scan
+from mst.scans.scan import Scan
+from mst.scans.source import IDENTITY, DicomSource, SourceSlice
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
@@ -29,8 +30,6 @@ SAME_DIRECTION = 1e-3
 SAME_POSITION_MM = 1e-2
 # What tells repeated acquisitions at the same positions apart, in the order in which they are tried.
 REPEATS = ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers", "TriggerTime", "DiffusionBValue")
-# What an object has in common with the images that it refers to.
-IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
 FIRST_BULKY_GROUP = 0x5000  # curves, waveforms, overlays and pixels
 BULKY = (
     "PerFrameFunctionalGroupsSequence",
@@ -40,40 +39,6 @@ BULKY = (
     "GreenPaletteColorLookupTableData",
     "BluePaletteColorLookupTableData",
 )
-
-
-@dataclass(frozen=True)
-class SourceSlice:
-    """One slice of a scan in the DICOM series that it was read from.
-
-    Attributes:
-        identity: the UIDs of `IDENTITY` by keyword, "" where the file has none.
-        frame: the slice's frame in an enhanced multi-frame file, from 0; None in a file of one image.
-        position: of its first pixel's centre, LPS millimetres, shape (3,).
-    """
-
-    identity: dict[str, str]
-    frame: int | None
-    position: np.ndarray
-
-
-@dataclass(frozen=True, repr=False)
-class DicomSource:
-    """What is kept of a DICOM series so that other objects can refer to it; no pixels.
-
-    Attributes:
-        header: of the first slice's file, without what is private or large. It names the patient.
-        slices: one for each slice of the scan, in the scan's order.
-        orientation: direction cosines along a row and down a column, LPS, shape (2, 3).
-        spacing: millimetres between rows, between columns.
-        shape: rows, columns.
-    """
-
-    header: Dataset
-    slices: tuple[SourceSlice, ...]
-    orientation: np.ndarray
-    spacing: tuple[float, float]
-    shape: tuple[int, int]
 
 
 @dataclass

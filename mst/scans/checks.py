@@ -1,0 +1,61 @@
+"""What any scan must fulfil, whatever file it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mst.errors import ScanError
+from mst.scans.scan import Scan
+
+MIN_VOXELS = 4  # along each axis: fewer cannot be sliced in three planes
+MAX_VOXELS = 600_000_000  # 2.4 GB as float32
+MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0
+
+
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    shape = tuple(int(n) for n in shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) < 3 or sum(n > 1 for n in shape[:3]) < 3:
+        planes = "a single slice" if len(shape) >= 3 else "a 2D image"
+        raise ScanError(f"{name} is {planes}; a 3D scan with several slices is needed.")
+    check_count(name, shape)
+    if min(shape[:3]) < MIN_VOXELS:
+        raise ScanError(
+            f"{name} has {' x '.join(map(str, shape[:3]))} voxels; at least {MIN_VOXELS} along each axis are needed."
+        )
+
+
+def check_count(name: str, shape: Sequence[int]) -> None:
+    if int(np.prod(shape[:3], dtype=np.int64)) > MAX_VOXELS:
+        raise ScanError(
+            f"{name} says that it holds {' x '.join(map(str, shape[:3]))} voxels, more than this tool reads; "
+            "crop or resample it first."
+        )
+
+
+def checked(scan: Scan, name: str) -> Scan:
+    """Refuses what is not one usable volume.
+
+    Raises:
+        ScanError: too few slices, impossible spacing, NaN or infinite voxels, or all voxels alike.
+    """
+    check_shape(name, scan.shape)
+    spacing = scan.spacing
+    if not np.isfinite(scan.affine).all() or not all(MIN_SPACING_MM <= s <= MAX_SPACING_MM for s in spacing):
+        sizes = " x ".join(f"{s:g}" for s in spacing)
+        raise ScanError(
+            f"{name} gives a voxel size of {sizes} mm, which is impossible; export it again with its spacing."
+        )
+    direction = scan.affine[:3, :3] / spacing
+    if abs(np.linalg.det(direction)) < 0.2:
+        raise ScanError(f"{name} gives axes that do not span a volume; export it again with its orientation.")
+    # The sum is finite when every voxel is, and costs no copy of the volume.
+    if not np.isfinite(scan.voxels.sum(dtype=np.float64)):
+        bad = int((~np.isfinite(scan.voxels)).sum())
+        raise ScanError(f"{name} holds {bad} voxels that are not numbers (NaN or infinite); export it again.")
+    if scan.voxels.min() == scan.voxels.max():
+        raise ScanError(f"All voxels of {name} have the same value; there is nothing to see in it.")
+    return scan
