@@ -14,6 +14,17 @@ MAX_VOXELS = 600_000_000  # 2.4 GB as float32
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0
 
 
+def lean(affine: np.ndarray) -> float:
+    """Degrees by which a scan's axes differ from right angles, at most: what a tilted gantry makes of a stack.
+
+    Args:
+        affine: (4, 4), whose axes span a volume.
+    """
+    axes = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    cosines = np.abs((axes.T @ axes)[np.triu_indices(3, 1)])
+    return float(np.degrees(np.arcsin(np.clip(cosines.max(), 0, 1))))
+
+
 def check_shape(name: str, shape: Sequence[int]) -> None:
     shape = tuple(int(n) for n in shape)
     while len(shape) > 3 and shape[-1] == 1:

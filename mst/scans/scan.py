@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
 import nibabel as nib
 import numpy as np
 
 from mst.scans.source import DicomSource
+
+
+class Caution(str):
+    """A note that says why an answer on this scan is not to be trusted."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,8 @@ class Scan:
         affine: float64, shape (4, 4), voxel index (i, j, k, 1) -> RAS millimetres.
         modality: "CT", "MR" or None where the file does not say.
         name: what to call it on a page: a file or series name, never a full path.
-        notes: what the reader decided for the user, one sentence each ("Of 3 series, took the one with ...").
+        notes: what the reader decided for the user, one sentence each ("Of 3 series, took the one with ..."); those
+            that are a `Caution` say why an answer is not to be trusted.
         source: the DICOM series whose slice k is `voxels[:, :, k].T`; None for other formats, and for a scan
             that was brought to other axes. Never printed: it names the patient.
 
@@ -96,3 +104,20 @@ class Scan:
             nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(self.affine)
         )
         return np.ascontiguousarray(nib.orientations.apply_orientation(volume, back))
+
+
+def stem(name: str) -> str:
+    """A file's name without the ending that says its format, for a scan's name.
+
+    >>> stem("head.nii.gz"), stem("HEAD.NII"), stem(".mha")
+    ('head', 'HEAD', '.mha')
+    """
+    return name[: -len(suffix(name))] or name
+
+
+def suffix(name: str) -> str:
+    """The ending that says a file's format, in lower case: ".nii.gz", ".mha", ..."""
+    lower = name.lower()
+    return next(
+        (ending for ending in (".nii.gz", ".tar.gz") if lower.endswith(ending)), PurePath(lower).suffix
+    )

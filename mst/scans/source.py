@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset
 
 # What an object has in common with the images that it refers to.
@@ -43,3 +47,28 @@ class DicomSource:
     orientation: np.ndarray
     spacing: tuple[float, float]
     shape: tuple[int, int]
+
+    def pack(self) -> dict[str, Any]:
+        """As plain values that go through JSON; see `unpack`."""
+        content = BytesIO()
+        pydicom.dcmwrite(content, self.header, implicit_vr=False, little_endian=True)
+        return {
+            "header": base64.b64encode(content.getvalue()).decode(),
+            "slices": [[piece.identity, piece.frame, piece.position.tolist()] for piece in self.slices],
+            "orientation": self.orientation.tolist(),
+            "spacing": list(self.spacing),
+            "shape": list(self.shape),
+        }
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> DicomSource:
+        """What `pack` gave."""
+        header = pydicom.dcmread(BytesIO(base64.b64decode(packed["header"])), force=True)
+        slices = tuple(
+            SourceSlice(identity, frame, np.array(position, float))
+            for identity, frame, position in packed["slices"]
+        )
+        rows, columns = packed["spacing"]
+        return cls(
+            header, slices, np.array(packed["orientation"], float), (rows, columns), tuple(packed["shape"])
+        )
