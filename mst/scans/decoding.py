@@ -41,6 +41,7 @@ MASK_WORDS = re.compile(
     r"(?<![a-z])(masks?|seg|segs|segmentations?|labels?|labelmap|roi|rois|lesions?|annotations?|contours?|gt|"
     r"groundtruth|tumou?r)(?![a-z])"
 )
+MAX_NAME = 64  # letters, as many as a DICOM series description may have
 LEAST_LEAN = 1.0  # degrees: less is rounding
 MASK_VALUES = 32  # a mask holds at most as many different values; a scan holds more
 
@@ -183,7 +184,11 @@ def _best(upload: Upload) -> Scan:
 
 
 def _described(scan: Scan) -> Scan:
-    """The scan with a note where its planes are sheared, which files other than DICOM do not explain."""
+    """The scan with a name that fits a line, and a note where its planes lean (DICOM's reader says so itself)."""
+    name = " ".join("".join(c if c.isprintable() else " " for c in scan.name).split())
+    if len(name) > MAX_NAME:
+        name = name[: MAX_NAME - 1] + "…"
+    scan = replace(scan, name=name or "scan")
     if scan.source is not None or (angle := lean(scan.affine)) < LEAST_LEAN:
         return scan
     note = (

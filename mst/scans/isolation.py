@@ -48,10 +48,6 @@ ENVIRONMENT = (
     "VIRTUAL_ENV",
     "OPENBLAS_CORETYPE",
 )
-START = (
-    "import json, socket, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from mst.scans.worker import serve; serve(socket.socket(fileno=int(sys.argv[1])))"
-)
 
 
 class DecodingError(RuntimeError):
@@ -60,6 +56,11 @@ class DecodingError(RuntimeError):
 
 class Decoder:
     """The decoding process, started when it is first needed and again when it has ended."""
+
+    start = (
+        "import json, socket, sys; sys.path[:] = json.loads(sys.argv[2]); "
+        "from mst.scans.worker import serve; serve(socket.socket(fileno=int(sys.argv[1])))"
+    )
 
     def __init__(self) -> None:
         self.forget()
@@ -95,6 +96,7 @@ class Decoder:
         ):
             request = {
                 "kind": kind,
+                "called": called,
                 "paths": [str(path.absolute()) for path in paths],
                 "readable": [str(path) for path in _readable(paths)],
                 "staging": staging,
@@ -112,6 +114,11 @@ class Decoder:
             if "error" in answer:
                 raise ScanError(str(answer["error"]))
             return _unpack(answer, memory)
+
+    @property
+    def process_number(self) -> int | None:
+        """Of the decoding process; None where none is running."""
+        return None if self._process is None else self._process.pid
 
     def close(self) -> None:
         """Ends the decoding process; the next upload starts a new one."""
@@ -163,7 +170,7 @@ class Decoder:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, str(theirs.fileno()), json.dumps(sys.path)],
+                [sys.executable, "-c", self.start, str(theirs.fileno()), json.dumps(sys.path)],
                 pass_fds=[theirs.fileno()],
                 env={name: value for name, value in os.environ.items() if name in ENVIRONMENT}
                 | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),

@@ -70,7 +70,9 @@ def _decode(channel: socket.socket, memory: int) -> None:
         except ScanError as error:
             answer = {"error": str(error)}
         except (MemoryError, OSError):
-            answer = {"error": "The scan needs more memory or disk than there is for reading one scan."}
+            answer = {
+                "error": f"{request['called']} needs more memory or disk than there is for reading one scan."
+            }
         stream.write(json.dumps(answer).encode() + b"\n")
 
 
