@@ -21,7 +21,7 @@ import numpy as np
 from mst.errors import ScanError
 from mst.scans.archives import is_zip, unpack
 from mst.scans.checks import checked, lean
-from mst.scans.dicom import is_dicom, read_dicom
+from mst.scans.dicom import is_dicom, preload_dicom, read_dicom, read_dicom_mask
 from mst.scans.metaimage import read_metaimage
 from mst.scans.nifti import read_nifti
 from mst.scans.nrrd import read_nrrd
@@ -71,10 +71,15 @@ def decode_scan(given: Sequence[Path], staging: Path) -> Scan:
     return _guarded(given, lambda: _described(checked(_best(_upload(given, staging)), names(given))))
 
 
-def decode_mask(given: Sequence[Path], staging: Path) -> Scan:
+def decode_mask(given: Sequence[Path], staging: Path, segment: str | None = None) -> Scan:
     """The mask in files, folders and zips, on its own grid; voxels above zero are marked.
 
-    Args, Raises: as `decode_scan`.
+    Args:
+        given, staging: as for `decode_scan`.
+        segment: of a DICOM segmentation the label or number of the segment that counts; None: all.
+
+    Raises:
+        ScanError: as `decode_scan`.
     """
 
     def read() -> Scan:
@@ -83,7 +88,7 @@ def decode_mask(given: Sequence[Path], staging: Path) -> Scan:
             # Of several the one that looks like a mask.
             found = [_read(path, upload) for path in upload.volumes]
             return min(found, key=lambda scan: not _is_mask(scan))
-        return read_dicom(upload.dicom)
+        return read_dicom_mask(upload.dicom, segment)
 
     return _guarded(given, read)
 
@@ -93,6 +98,7 @@ def preload() -> None:
 
     The decoding process cannot open Python's own files once it is restricted to an upload's.
     """
+    preload_dicom()
     importlib.import_module("numpy.ma")  # numpy's own functions import it when they are first called
     for module in pkgutil.iter_modules(encodings.__path__):
         with contextlib.suppress(ImportError):  # those of other systems

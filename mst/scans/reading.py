@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,14 @@ def read_scan(path: str | Path | Sequence[str | Path]) -> Scan:
     return _decode("scan", given, names(given))
 
 
-def read_mask(path: str | Path | Sequence[str | Path], scan: Scan, *, same_shape: bool = False) -> np.ndarray:
+def read_mask(
+    path: str | Path | Sequence[str | Path],
+    scan: Scan,
+    *,
+    same_shape: bool = False,
+    segment: str | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> np.ndarray:
     """Reads a lesion mask and brings it to a scan's grid (nearest neighbour).
 
     Args:
@@ -42,6 +49,8 @@ def read_mask(path: str | Path | Sequence[str | Path], scan: Scan, *, same_shape
         scan: that it was drawn on.
         same_shape: refuse a mask that does not have the scan's number of voxels along each axis: among many
             cases, a mask of another shape is more often a mixed-up file than one to be resampled.
+        segment: of a DICOM segmentation the label or number of the only segment that counts; None: all together.
+        tell: called with a sentence for what had to be decided, such as that several segments are taken together.
 
     Returns:
         bool, shape `scan.shape`; True where the file's value is above zero.
@@ -52,9 +61,11 @@ def read_mask(path: str | Path | Sequence[str | Path], scan: Scan, *, same_shape
     """
     given = _given(path)
     try:
-        mask = _decode("mask", given, names(given))
+        mask = _decode("mask", given, names(given), segment=segment)
     except ScanError as error:
         raise ScanError(f"The mask cannot be used: {error}") from error
+    for note in mask.notes:
+        tell(note)
     if not np.any(mask.voxels > 0):
         raise ScanError(f"The mask {names(given)} is empty: it marks no voxel.")
     shapes = [" x ".join(map(str, volume.canonical().shape)) for volume in (mask, scan)]

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 # What an object has in common with the images that it refers to.
 IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
+# What identifies patient, study and series; what else a header says of a person has no place in what is made here.
+KEPT = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "SeriesNumber",
+    "Modality",
+    "PositionReferenceIndicator",
+    "Rows",
+    "Columns",
+    *IDENTITY,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ class DicomSource:
     """What is kept of a DICOM series so that other objects can refer to it; no pixels.
 
     Attributes:
-        header: of the first slice's file, without what is private or large. It names the patient.
+        header: of the first slice's file, of which `KEPT` is kept. It names the patient.
         slices: one for each slice of the scan, in the scan's order.
         orientation: direction cosines along a row and down a column, LPS, shape (2, 3).
         spacing: millimetres between rows, between columns.
@@ -49,11 +64,9 @@ class DicomSource:
     shape: tuple[int, int]
 
     def pack(self) -> dict[str, Any]:
-        """As plain values that go through JSON; see `unpack`."""
-        content = BytesIO()
-        pydicom.dcmwrite(content, self.header, implicit_vr=False, little_endian=True)
+        """As plain values that go through JSON; see `unpack`. The header is in DICOM's JSON model (PS3.18 F)."""
         return {
-            "header": base64.b64encode(content.getvalue()).decode(),
+            "header": self.header.to_json_dict(suppress_invalid_tags=True),
             "slices": [[piece.identity, piece.frame, piece.position.tolist()] for piece in self.slices],
             "orientation": self.orientation.tolist(),
             "spacing": list(self.spacing),
@@ -63,12 +76,25 @@ class DicomSource:
     @classmethod
     def unpack(cls, packed: dict[str, Any]) -> DicomSource:
         """What `pack` gave."""
-        header = pydicom.dcmread(BytesIO(base64.b64decode(packed["header"])), force=True)
-        slices = tuple(
-            SourceSlice(identity, frame, np.array(position, float))
-            for identity, frame, position in packed["slices"]
-        )
         rows, columns = packed["spacing"]
+        high, wide = packed["shape"]
         return cls(
-            header, slices, np.array(packed["orientation"], float), (rows, columns), tuple(packed["shape"])
+            Dataset.from_json(packed["header"]),
+            tuple(
+                SourceSlice(identity, frame, np.array(position, float))
+                for identity, frame, position in packed["slices"]
+            ),
+            np.array(packed["orientation"], float),
+            (rows, columns),
+            (high, wide),
         )
+
+
+def kept(header: Dataset) -> Dataset:
+    """A data set with no more of a header than `KEPT`. No value is decoded: a wrong one is no reason for a refusal."""
+    tags = {tag_for_keyword(keyword) for keyword in KEPT}
+    small = Dataset()
+    for tag in list(header.keys()):
+        if tag in tags:
+            small[tag] = header.get_item(tag)
+    return small

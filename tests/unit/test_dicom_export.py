@@ -251,7 +251,7 @@ def test_of_two_phases_the_frames_that_were_read_are_named(tmp_path: Path) -> No
     data.PerFrameFunctionalGroupsSequence, data.NumberOfFrames = groups, len(groups)
     data.save_as(path)
     scan = read_scan(path)
-    assert "2 volumes at the same place" in scan.notes[0]
+    assert "2 volumes, told apart by time point (1, 2); the one with time point 1" in scan.notes[0]
     _, objects = written(tmp_path, scan)
     for made in objects.values():
         named = {
