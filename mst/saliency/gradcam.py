@@ -81,10 +81,11 @@ def _class_gradient(
     model: ResNet3D, volume: Tensor, target: int | None, padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, last feature map and the target logit's gradient on it, each without a graph."""
-    with torch.no_grad():
+    # Tensors made in inference mode, which a caller may be in, can never get a gradient.
+    with torch.inference_mode(False), torch.no_grad():
         features = model.features(volume, padding_mask)
-    features = features.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        features = features.detach().requires_grad_()
         logits = model.head(features)
         chosen = (
             logits.argmax(dim=1)
