@@ -510,9 +510,9 @@ def _details(
             (f"Seen by {SHORT_LABELS[name]}", f"{extent} mm (right to left, back to front, foot to head)")
         )
     document.rows(rows, (LEFT, 52))
-    if facts["notes"]:
-        document.heading("Notes on the scan")
-        for note in facts["notes"]:
+    if notes := [*record["notes"], *facts["notes"]]:
+        document.heading("Notes")
+        for note in notes:
             document.write("•", LEFT, document.y + 1.45 * 8.5 * POINT, 8.5, MUTED)
             document.paragraph(str(note), x=LEFT + 4, after=0.8)
     if any(result.metrics for result in results.values()):

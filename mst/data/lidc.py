@@ -110,7 +110,7 @@ def prepare_lidc(
 
     Raises:
         PrepareError: no patient's folder or no XML below `data`, or no nodule with a label.
-        FileNotFoundError, ValueError: there is no such database.
+        FileNotFoundError, InputError: there is no such database.
     """
     patients = find_folder(data, lambda path: PATIENT.fullmatch(path.name) is not None)
     if not patients:

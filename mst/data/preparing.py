@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mst.errors import InputError
 from mst.files import write_whole
 from mst.scans import nifti_image
 
@@ -27,7 +28,7 @@ Tell = Callable[[str], None]
 MANIFEST = "cases.csv"
 
 
-class PrepareError(ValueError):
+class PrepareError(InputError):
     """A download that cannot be prepared; the message is one line and names the file, and its row if any."""
 
 

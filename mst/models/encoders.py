@@ -19,6 +19,8 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
+from mst.errors import InputError
+
 Encoder = Dinov2Model | Dinov2WithRegistersModel
 # size -> (width, layers, heads); Oquab et al., DINOv2, arXiv 2304.07193, table 17 (S/14, B/14, L/14)
 SIZES: dict[str, tuple[int, int, int]] = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
@@ -38,7 +40,7 @@ SHAPE = (
 )
 
 
-class EncoderError(ValueError):
+class EncoderError(InputError):
     """A pre-trained encoder that cannot be had; the message says why."""
 
 

@@ -21,6 +21,7 @@ from mst.models.encoders import (
 )
 from mst.models.slices import SliceClassifier, kept_slices, on_all_slices
 from mst.models.stem import ConvStem
+from mst.tasks import Grid
 
 __all__ = ["SliceAttention", "SliceTransformer", "paper_encoder"]
 
@@ -124,6 +125,14 @@ class SliceTransformer(SliceClassifier):
         """Pixels of the slice along a side of one of the encoder's patches."""
         size = cast(int, self.encoder.config.patch_size)
         return size if self.stem is None else size * self.stem.stride
+
+    def check_grid(self, grid: Grid) -> None:
+        """See `ScanClassifier`."""
+        super().check_grid(grid)
+        if any(size % self.patch for size in grid.shape[1:]):
+            raise ValueError(
+                f"slices of {grid.shape[1]} x {grid.shape[2]} do not divide into patches of {self.patch}"
+            )
 
     def with_context(self, volume: Tensor) -> Tensor:
         """See `SliceClassifier`."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mst.models.base import ScanClassifier
 from mst.models.encoders import class_row
+from mst.tasks import Grid
 
 FUSIONS = ("transformer", "average", "linear")
 
@@ -29,6 +30,7 @@ class SliceClassifier(ScanClassifier):
 
     encoder: nn.Module
     fusion: str
+    fusion_slices: int
     slice_positions: nn.Parameter | None
 
     def build_fusion(
@@ -60,7 +62,7 @@ class SliceClassifier(ScanClassifier):
             raise ValueError(f"there is no slice fusion {fusion!r}; choose one of {', '.join(FUSIONS)}")
         if positions and fusion != "transformer":
             raise ValueError("only the slice fusion 'transformer' has slice positions")
-        self.fusion = fusion
+        self.fusion, self.fusion_slices = fusion, slices
         self.bottleneck = nn.Linear(width, bottleneck) if bottleneck else None
         width = bottleneck or width
         if fusion != "transformer":
@@ -123,20 +125,13 @@ class SliceClassifier(ScanClassifier):
 
     def _trace_fusion(self, features: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """As `fuse_slices`, and what the transformer's last layer was given, [B, 1 + D, width]; None without one."""
-        batch, depth, width = features.shape
+        batch, depth, _ = features.shape
         if self.fusion == "average":
             return features.mean(dim=1), None
+        self._check_depth(depth)
         if self.fusion == "linear":
-            if depth * width != self.linear.in_features:
-                raise ValueError(
-                    f"this model takes {self.linear.in_features // width} slices, not {depth}: its fusion is linear"
-                )
             return features.flatten(1), None
         if self.slice_positions is not None:
-            if depth > self.slice_positions.shape[1]:
-                raise ValueError(
-                    f"this model takes at most {self.slice_positions.shape[1]} slices, not {depth}"
-                )
             features = features + self.slice_positions[:, :depth]
         given = tokens = torch.cat([self.cls_token.expand(batch, -1, -1), features], dim=1)
         hidden = _with_class(padding_mask)
@@ -144,6 +139,18 @@ class SliceClassifier(ScanClassifier):
             given, tokens = tokens, layer(tokens, src_key_padding_mask=hidden)
         norm: Any = self.slice_fusion.norm
         return norm(tokens)[:, 0], given
+
+    def _check_depth(self, depth: int) -> None:
+        if self.fusion == "linear" and depth != self.fusion_slices:
+            raise ValueError(
+                f"this model takes {self.fusion_slices} slices, not {depth}: its fusion is linear"
+            )
+        if self.slice_positions is not None and depth > self.slice_positions.shape[1]:
+            raise ValueError(f"this model takes at most {self.slice_positions.shape[1]} slices, not {depth}")
+
+    def check_grid(self, grid: Grid) -> None:
+        """See `ScanClassifier`."""
+        self._check_depth(grid.shape[0])
 
     def classify_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Slice features [B, D, width] and padding_mask bool [B, D] -> logits [B, C]; see `fuse_slices`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mst.errors import CheckpointError
 from mst.models.base import ScanClassifier
 from mst.saliency.attention import slice_attention
 from mst.saliency.gradcam import gradcam, gradcam_plus_plus
@@ -63,6 +64,7 @@ def explain(
         padding_mask: bool [B, D], True where a slice is padding; None: no slice is.
 
     Raises:
+        CheckpointError: the answer or the map is not finite.
         ValueError: an unknown method, one that the model has no part for, a class that does not exist,
             inputs of the wrong shape, or a model in training mode.
     """
@@ -85,6 +87,11 @@ def explain(
         # Not switched here: others may be asking the same model, and their answers would change with it.
         raise ValueError("the model is in training mode; call its eval() first")
     logits, native, weights = METHODS[name](model, volume, target, padding_mask)
+    if not all(bool(part.isfinite().all()) for part in (logits, native, weights) if part is not None):
+        raise CheckpointError(
+            "the answer or its map holds values that are no numbers (NaN or infinite), so there is no result; "
+            "use another checkpoint."
+        )
     with torch.no_grad():
         size = tuple(volume.shape[2:])
         saliency = interpolate(native[:, None].float(), size=size, mode="trilinear", align_corners=False)

@@ -63,7 +63,8 @@ def _positive_gradient(features: Tensor, gradient: Tensor) -> Tensor:
     total = features.sum(dim=space, keepdim=True)
     # The published code's maps come from this epsilon; gradients are so small that it shapes the map.
     alpha = squared / (2 * squared + total * cubed + 1e-6)
-    return (alpha * gradient.relu()).sum(dim=space, keepdim=True)
+    # Where the gradient is negative, the divisor may be zero; alpha counts for nothing there.
+    return torch.where(gradient > 0, alpha * gradient, 0).sum(dim=space, keepdim=True)
 
 
 def _cam(
