@@ -112,7 +112,7 @@ def checkpoint_name(source: str | Path) -> str:
     """What results and messages call a checkpoint: its folder's name, never a path, or its repository."""
     path = Path(source)
     if path.exists() or not _is_repository(str(source)):
-        return path.name or path.resolve().name
+        return path.name or path.resolve().name or "the root folder"
     return str(source)
 
 
