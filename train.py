@@ -9,8 +9,7 @@ import time
 
 from huggingface_hub import get_token
 
-from mst.data import ManifestError
-from mst.models.loading import CheckpointError
+from mst.errors import InputError
 from mst.training import processes
 from mst.training.hub import check_repository, push
 from mst.training.runs import TrainingError, load_config, run
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with processes.together():
             _train(options, command)
-    except (ManifestError, TrainingError, CheckpointError, OSError) as error:
+    except (InputError, OSError) as error:
         _tell(error)
         return 2
     return 0

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from mst.models.base import ScanClassifier
-from mst.prediction import SHORT_LABELS, cached_model, checkpoint_name, predict, resolve_checkpoints
+from mst.models.loading import checkpoint_name
+from mst.prediction import SHORT_LABELS, cached_model, predict, resolve_checkpoints
 from mst.preprocess import AXES, ModelInput, prepare
 from mst.results import results_payload
 from mst.saliency import explain

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mst.coordinates import parse_center
+from mst.errors import InputError
 from mst.tasks import TASKS, get_task
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, or 2 with one line on standard error."""
+    """Runs the command; returns its exit status: 0, or 2 with one line on standard error.
+
+    Any other error than `InputError` and `OSError` is a fault of the program: it is said to be one, and raised.
+    """
     parser = _build_parser()
     args = parser.parse_args(_join_center(list(sys.argv[1:] if arguments is None else arguments)))
     if not hasattr(args, "run"):
@@ -38,12 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return args.run(args)
-    except (ValueError, OSError) as error:  # ScanError and CheckpointError are ValueErrors
+    except (InputError, OSError) as error:
         print(f"mst {args.command}: {_one_line(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"mst {args.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        print(f"mst {args.command}: a fault of this program, not of what it was given:", file=sys.stderr)
+        raise
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -157,7 +164,7 @@ def _build_parser() -> argparse.ArgumentParser:
     simulated.add_argument(
         "--cases", type=_positive, default=200, metavar="N", help="how many (default: 200)"
     )
-    simulated.add_argument("--seed", type=int, default=0, help="the same seed gives the same cases")
+    simulated.add_argument("--seed", type=_seed, default=0, help="the same seed gives the same cases")
     simulated.add_argument("--database", type=Path, metavar="SQLITE", help="default: the installed package's")
     simulated.add_argument(
         "--leave-out",
@@ -254,6 +261,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
 def _millimetres(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 100:
@@ -269,6 +283,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     from mst.evaluation import evaluate
     from mst.prediction import LABELS
+    from mst.results import missing_models
 
     metrics = evaluate(
         args.manifest,
@@ -283,6 +298,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     for name, found in metrics["models"].items():
         low, high = found["auc_ci95"]
         print(f"{LABELS[name]:<{width}}  AUC {found['auc']:.3f} (95% CI {low:.3f} to {high:.3f})")
+    for note in missing_models(get_task(args.task), metrics["models"]):
+        print(f"note: {note}")
     if "comparison" in metrics:
         p = metrics["comparison"]["delong_p"]
         print("DeLong's paired test: " + ("p unknown" if p is None else f"p = {p:.3f}"))
@@ -377,7 +394,7 @@ def _prepared(summary: Summary) -> int:
         print(f"Left out: {reason} ({count}).")
     if summary.problems:
         were = "1 problem was" if summary.problems == 1 else f"{summary.problems} problems were"
-        raise ValueError(
+        raise InputError(
             f"{were} told above, and what they concern is not in {summary.manifest}; the rest is."
         )
     return 0
@@ -385,11 +402,11 @@ def _prepared(summary: Summary) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     if (args.scan is None) == (args.manifest is None):
-        raise ValueError("give either a SCAN or --manifest CSV (see mst predict --help)")
+        raise InputError("give either a SCAN or --manifest CSV (see mst predict --help)")
     if args.manifest is not None:
         return _predict_cohort(args)
     if args.task is None:
-        raise ValueError(f"say which study it is: --task {', '.join(TASKS)} (see mst predict --help)")
+        raise InputError(f"say which study it is: --task {', '.join(TASKS)} (see mst predict --help)")
     from mst.scans import read_mask, read_scan, subtract
 
     center = parse_center(args.center)
@@ -400,7 +417,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     # Imported once the input has proved readable: torch takes seconds, and bad input should be told at once.
     from mst.prediction import LABELS, predict
-    from mst.results import scan_notes, write_results
+    from mst.results import missing_models, scan_notes, write_results
 
     results = predict(
         scan,
@@ -412,7 +429,7 @@ def _predict(args: argparse.Namespace) -> int:
         tta=args.tta,
     )
     task = get_task(args.task)
-    notes = [*scan.notes, *scan_notes(scan, task)]
+    notes = [*scan.notes, *scan_notes(scan, task), *missing_models(task, results)]
     files = write_results(args.out, scan, task, results, mask, tell=notes.append)
     for note in notes:
         print(f"note: {note}")
@@ -432,7 +449,7 @@ def _predict_cohort(args: argparse.Namespace) -> int:
 
     for option in ("center", "side", "mask", "pre"):
         if getattr(args, option) is not None:
-            raise ValueError(
+            raise InputError(
                 f"--{option} goes with one SCAN; a manifest gives each case's place in its columns mask or "
                 "center_x, center_y, center_z"
             )
@@ -442,6 +459,7 @@ def _predict_cohort(args: argparse.Namespace) -> int:
 
     from mst.cohort import predict_cohort
     from mst.prediction import LABELS
+    from mst.results import missing_models
 
     models = {"mst": args.mst, "resnet": args.resnet}
     rows = predict_cohort(
@@ -453,16 +471,18 @@ def _predict_cohort(args: argparse.Namespace) -> int:
         if answers:
             counts = ", ".join(f"{answers.count(answer)} {answer}" for answer in study.classes)
             print(f"{label:<{width}}  {counts}")
+    for note in missing_models(study, [name for name in LABELS if f"{name}_prediction" in rows[0]]):
+        print(f"note: {note}")
     print(f"Wrote {args.out}/predictions.csv and a folder for each of {len(rows)} cases.")
     return 0
 
 
 def _convert(args: argparse.Namespace) -> int:
     if not args.published.is_file():
-        raise ValueError(f"There is no file {args.published}.")
+        raise InputError(f"There is no file {args.published}.")
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
     if classes and (not all(classes) or len(set(classes)) < len(classes)):
-        raise ValueError(
+        raise InputError(
             "--classes needs a name for each class, each another: such as --classes benign,malignant"
         )
 

@@ -19,18 +19,20 @@ import numpy as np
 
 from mst import __version__
 from mst.data import Case, ManifestError
+from mst.errors import CheckpointError, InputError
 from mst.files import write_whole
-from mst.models import CheckpointError
+from mst.models.loading import checkpoint_identity, checkpoint_name
 from mst.prediction import Prediction, cached_model, check_study, choose_spot, predict, resolve_checkpoints
 from mst.results import write_results
 from mst.saliency.metrics import MEASURES
-from mst.scans import Scan, ScanError, read_mask, read_scan
+from mst.scans import Scan, read_mask, read_scan
 from mst.tasks import Task
 
 PREDICTIONS = "predictions.csv"
 ABOUT = ("case", "patient", "fold", "label", "center_x", "center_y", "center_z", "center_by", "diameter_mm")
 OF_MODEL = ("probability", "prediction", *MEASURES)
 FOLD = "{fold}"
+HEADERS, HEADER_BYTES = (".mhd", ".mha", ".nhdr", ".nrrd"), 64 * 1024  # whose voxels may lie in a file beside
 Row = dict[str, str]  # of predictions.csv
 
 
@@ -71,13 +73,14 @@ def predict_cohort(
     Raises:
         ManifestError: a case cannot be read. All other cases are finished and kept; the message names the row and
             its file.
-        CheckpointError: a checkpoint cannot be loaded or is for another study.
+        CheckpointError: a checkpoint cannot be loaded, is for another study or was changed meanwhile.
         OSError: the results cannot be written; what was written before stays whole.
     """
     given = resolve_checkpoints(task, models)
     checkpoints = {name: checkpoints_by_case(name, pattern, cases) for name, pattern in given.items()}
     out.mkdir(parents=True, exist_ok=True)
     used = sorted({checkpoint for by_case in checkpoints.values() for checkpoint in by_case.values()})
+    identities = {checkpoint: checkpoint_identity(checkpoint) for checkpoint in used}
     prints = {checkpoint: _fingerprint(checkpoint, task) for checkpoint in used}
     keys = {}
     for case in cases:
@@ -101,6 +104,13 @@ def predict_cohort(
             except ManifestError as error:
                 failed.append(error)
                 continue
+            for checkpoint in chosen.values():
+                # The row's key names the weights that were there at the start.
+                if checkpoint_identity(checkpoint) != identities[checkpoint]:
+                    raise CheckpointError(
+                        f"{checkpoint_name(checkpoint)} was changed while the cases were predicted; what was finished "
+                        "before is kept, so start again."
+                    )
             if folders:
                 row["folder"] = places[case.name]
                 notes: list[str] = []
@@ -171,10 +181,24 @@ def _key(case: Case, settings: Sequence[Any]) -> str:
     """What a prediction depends on: the files, the centre, the checkpoints and the settings."""
     stamps = []
     for path in (case.image, case.mask):
-        files = sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []
+        files = _files_of(path) if path else []
         stamps.append([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
     text = json.dumps([stamps, case.name, case.center, settings])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Every file that reading a scan takes in: those of a folder, or a file and what its header names beside it."""
+    if path.is_dir():
+        return sorted(path.rglob("*"))
+    if path.suffix.lower() not in HEADERS:
+        return [path]
+    with path.open("rb") as file:
+        text = file.read(HEADER_BYTES).decode("latin-1")
+    # Whatever a line says after its "=" or ":" may be a file. One too many does no harm.
+    said = {re.split(r"[=:]+", line)[-1].strip() for line in re.split(r"[\r\n]+", text)}
+    beside = {path.parent / name for name in said if 0 < len(name) < 256 and name not in (".", "..")}
+    return [path, *sorted(file for file in beside - {path} if file.is_file())]
 
 
 def _predict_case(
@@ -198,7 +222,7 @@ def _predict_case(
         results = predict(scan, task.key, center, mask, models=checkpoints, tta=tta)
     except CheckpointError:
         raise
-    except (ScanError, ValueError, OSError, MemoryError) as error:
+    except (InputError, OSError, MemoryError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         named = text if file.name in text else f"{file.name}: {text}"
         raise ManifestError(f"{case.source}: {named}") from error
@@ -248,6 +272,15 @@ def _read_rows(path: Path) -> dict[str, Row]:
     """Finished rows by case; {} where there is no such file, or it is not one of ours."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["case"]: row for row in csv.DictReader(file) if row.get("case") and row.get("key")}
+            return {row["case"]: row for row in csv.DictReader(file) if _is_finished(row)}
     except (FileNotFoundError, UnicodeDecodeError, csv.Error):
         return {}
+
+
+def _is_finished(row: Row) -> bool:
+    """Whether a row is as it was written; one that was edited since is computed again."""
+    numbers = ("diameter_mm", *ABOUT[4:7], *(c for c in row if c and c.endswith(("_probability", *MEASURES))))
+    try:
+        return bool(row["case"] and row["key"]) and all(np.isfinite(float(row[c] or 0)) for c in numbers)
+    except (KeyError, TypeError, ValueError):
+        return False

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 
+from mst.errors import InputError
+
 
 def parse_center(text: str | None) -> tuple[float, float, float] | None:
     """Three numbers separated by commas, semicolons or spaces; None for empty text.
 
     Raises:
-        ValueError: the text is something else.
+        InputError: the text is something else.
 
     >>> parse_center("12.5, -40, 88")
     (12.5, -40.0, 88.0)
@@ -22,7 +24,7 @@ def parse_center(text: str | None) -> tuple[float, float, float] | None:
     except ValueError:
         x = y = z = math.nan
     if not all(map(math.isfinite, (x, y, z))):
-        raise ValueError(
+        raise InputError(
             f"The centre must be three numbers X,Y,Z in millimetres, such as 12.5,-40,88, not {text.strip()!r}."
         )
     return x, y, z

@@ -24,6 +24,7 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM
 
 import mst
+from mst.errors import InputError
 from mst.prediction import DISCLAIMER, METHOD_LABELS, SHORT_LABELS, Prediction
 from mst.scans import Scan
 
@@ -49,7 +50,7 @@ SPATIAL_CONCEPT = ("309825002", "SCT", "Spatial and Relational Concept")
 COLOURS = {"mst": (15, 115, 119), "resnet": (180, 83, 9)}
 
 
-class DicomExportError(ValueError):
+class DicomExportError(InputError):
     """The saliency cannot be written as DICOM; the message is one sentence for the user."""
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,9 @@ class _View:
         return float(x), float(y), float(width), float(height)
 
 
+_drawing = Lock()  # Matplotlib's settings are the process's: two reports at once would change each other's
+
+
 def report_pdf(
     record: Mapping[str, Any],
     scan: Scan,
@@ -133,7 +137,7 @@ def report_pdf(
     """
     now = datetime.now().astimezone()
     document = _Document(str(record["scan"]["name"]), now)
-    with rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "text.parse_math": False}):
+    with _drawing, rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "text.parse_math": False}):
         _result(document, scan, task, results, window, mask)
         document.new_page()
         _details(document, record, scan, results)
@@ -510,9 +514,9 @@ def _details(
             (f"Seen by {SHORT_LABELS[name]}", f"{extent} mm (right to left, back to front, foot to head)")
         )
     document.rows(rows, (LEFT, 52))
-    if facts["notes"]:
-        document.heading("Notes on the scan")
-        for note in facts["notes"]:
+    if notes := [*record["notes"], *facts["notes"]]:
+        document.heading("Notes")
+        for note in notes:
             document.write("•", LEFT, document.y + 1.45 * 8.5 * POINT, 8.5, MUTED)
             document.paragraph(str(note), x=LEFT + 4, after=0.8)
     if any(result.metrics for result in results.values()):

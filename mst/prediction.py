@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mst.models import CheckpointError, checkpoint_metrics, list_checkpoints, load_model
+from mst.errors import CheckpointError, InputError
+from mst.models import checkpoint_metrics, list_checkpoints, load_model
 from mst.models.base import ScanClassifier
-from mst.models.loading import ARCHITECTURES
+from mst.models.loading import ARCHITECTURES, checkpoint_identity, checkpoint_name
 from mst.preprocess import AXES, Region, mask_centroid, prepare, side_center
 from mst.saliency import explain
 from mst.saliency.flips import explain_flips
@@ -28,6 +30,7 @@ MODELS = {"mst": ("slice-transformer", "resnet-slice-transformer"), "resnet": ("
 LABELS = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
 SHORT_LABELS = {"mst": "MST", "resnet": "3D ResNet"}
 METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
+MAX_KEPT = 6  # models in memory
 ChosenBy = Literal["given", "mask", "side", "scan centre"]
 
 
@@ -116,20 +119,21 @@ def predict(
 
     Raises:
         ScanError: nothing can be read at that place of the scan, or the mask does not fit.
-        CheckpointError: there is no checkpoint for the study, or one cannot be loaded.
-        ValueError: an unknown study or side.
+        CheckpointError: there is no checkpoint for the study, one cannot be used, or its answer is no number.
+        InputError: an unknown study or side, or a centre that is not three finite numbers.
     """
     study = get_task(task)
     lesion = None if mask is None else as_mask(mask, scan)
     spot = choose_spot(scan, study, center, lesion, side)
     chosen = resolve_checkpoints(study, models)
-    loaded = {name: cached_model(checkpoint) for name, checkpoint in chosen.items()}
-    for name, model in loaded.items():
-        _check_slot(name, chosen[name], model)
+    loaded = {name: _loaded(checkpoint) for name, checkpoint in chosen.items()}
+    for name, at_hand in loaded.items():
+        _check_slot(name, chosen[name], at_hand.model)
+        check_study(at_hand.model, chosen[name], study)
     results = {}
-    for name, model in loaded.items():
+    for name, at_hand in loaded.items():
         on_model(name)
-        results[name] = _predict_one(model, chosen[name], scan, study, spot, lesion, tta)
+        results[name] = _predict_one(at_hand, chosen[name], scan, study, spot, lesion, tta)
     return results
 
 
@@ -144,12 +148,12 @@ def choose_spot(
 
     Raises:
         ScanError: the given centre lies outside the scan.
-        ValueError: a side that the study does not offer, or a centre that is not three finite numbers.
+        InputError: a side that the study does not offer, or a centre that is not three finite numbers.
     """
     if center is not None:
         point = np.asarray(center, float)
         if point.shape != (3,) or not np.isfinite(point).all():
-            raise ValueError("center must be three numbers: x, y, z in millimetres (RAS)")
+            raise InputError("center must be three numbers: x, y, z in millimetres (RAS)")
         if not scan.contains(point):
             raise ScanError(
                 f"The spot ({_millimetres(point)}) lies outside the scan, whose centre is at "
@@ -160,7 +164,7 @@ def choose_spot(
         return _spot(mask_centroid(mask, scan), "mask", "the centre of the lesion mask")
     if side:
         if side not in task.sides:
-            raise ValueError(
+            raise InputError(
                 f"{task.title} offers no side {side!r}"
                 + (f"; choose {' or '.join(task.sides)}." if task.sides else ".")
             )
@@ -210,50 +214,80 @@ def checkpoints_for(task: Task, name: str) -> list[Path]:
     """The checkpoint folders at hand for a study that can stand for the model "mst" or "resnet".
 
     The first is used where none is named: the project's own `<study>-<name>` where it is there, so that weights
-    put beside it never take its place unasked.
+    put beside it never take its place unasked. Nor do they where it is damaged: loading it says so.
     """
     at_hand = list_checkpoints(task.key)
     folders = [folder for architecture in MODELS[name] for folder in at_hand[architecture]]
     return sorted(folders, key=lambda folder: folder.name != f"{task.key}-{name}")
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A checkpoint in memory: nothing in it changes any more, so that any number of threads may use it."""
+
+    model: ScanClassifier
+    metrics: dict[str, Any]
+    identity: str
+
+
+_kept: OrderedDict[str, _Loaded] = OrderedDict()
+_loading = Lock()
+
+
 def cached_model(checkpoint: str) -> ScanClassifier:
-    """Loads a checkpoint once; again when its weights file has changed."""
-    weights = Path(checkpoint) / "model.safetensors"
-    return _load(checkpoint, weights.stat().st_mtime_ns if weights.is_file() else 0)
+    """Loads a checkpoint once; again when what is in its folder has changed.
+
+    Raises:
+        CheckpointError: it cannot be used.
+    """
+    return _loaded(checkpoint).model
 
 
-def checkpoint_name(checkpoint: str) -> str:
-    """What results call a checkpoint: its folder's name, never the path, or its repository."""
-    return Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint
+def _loaded(checkpoint: str) -> _Loaded:
+    # One at a time: two threads that want the same model get the same.
+    with _loading:
+        identity = checkpoint_identity(checkpoint)
+        kept = _kept.get(checkpoint)
+        if kept is None or kept.identity != identity:
+            kept = _Loaded(load_model(checkpoint), checkpoint_metrics(checkpoint), identity)
+            if checkpoint_identity(checkpoint) != identity:
+                raise CheckpointError(
+                    f"{checkpoint_name(checkpoint)} was changed while it was read; try again once it is whole."
+                )
+            _kept[checkpoint] = kept
+        _kept.move_to_end(checkpoint)
+        while len(_kept) > MAX_KEPT:
+            _kept.popitem(last=False)
+        return kept
 
 
 def check_study(model: ScanClassifier, checkpoint: str, task: Task) -> None:
-    """Refuses a model that was trained for another study.
+    """Refuses a model that was trained for another study, or that cannot take the grid in its settings.
 
     Raises:
-        CheckpointError: it was.
+        CheckpointError: it was, or it cannot.
     """
     if model.task != task.key:
         raise CheckpointError(
             f"{checkpoint_name(checkpoint)} was trained for {model.task}, not for {task.key}."
         )
-
-
-@lru_cache(maxsize=6)
-def _load(checkpoint: str, version: int) -> ScanClassifier:
-    return load_model(checkpoint)
+    try:
+        model.check_grid(task.grid.override(model.grid))
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint_name(checkpoint)}: its grid cannot be used ({error}).") from error
 
 
 def _check_slot(name: str, checkpoint: str, model: ScanClassifier) -> None:
     """Refuses a checkpoint in the other model's place: its result would carry the wrong name."""
     if not any(isinstance(model, ARCHITECTURES[architecture]) for architecture in MODELS[name]):
         other = next(key for key in MODELS if key != name)
-        raise CheckpointError(f"{checkpoint} is no {LABELS[name]}; name it as the {other} model instead.")
+        raise CheckpointError(
+            f"{checkpoint_name(checkpoint)} is no {LABELS[name]}; name it as the {other} model instead."
+        )
 
 
 def _predict_one(
-    model: ScanClassifier,
+    loaded: _Loaded,
     checkpoint: str,
     scan: Scan,
     task: Task,
@@ -261,11 +295,14 @@ def _predict_one(
     mask: np.ndarray | None,
     tta: bool,
 ) -> Prediction:
-    check_study(model, checkpoint, task)
+    model = loaded.model
     start = time.perf_counter()
     given = prepare(scan, task, spot.center, model.grid)
     with torch.inference_mode(False):
-        out = (explain_flips if tta else explain)(model, given.volume, padding_mask=given.padding_mask)
+        try:
+            out = (explain_flips if tta else explain)(model, given.volume, padding_mask=given.padding_mask)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint_name(checkpoint)}: {error}") from error
     canonical = given.region.to_scan(out.saliency[0, 0].clamp_min(0).numpy())
     saliency = scan.from_canonical(canonical)
     axis = AXES[task.plane][0][0]
@@ -296,7 +333,7 @@ def _predict_one(
         region=given.region,
         spot=spot,
         metrics=metrics,
-        validation=checkpoint_metrics(checkpoint),
+        validation=loaded.metrics,
         title=model.title,
         native_saliency=out.native_saliency[0].float().clamp_min(0).numpy(),
     )

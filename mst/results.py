@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mst.prediction import DISCLAIMER, METHOD_LABELS, SHORT_LABELS, Prediction
+from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, SHORT_LABELS, Prediction
 from mst.scans import Scan, write_nifti
 from mst.tasks import Task, Window
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
@@ -31,6 +31,7 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
             "chosen_by": first.spot.chosen_by,
             "text": first.spot.text,
         },
+        "notes": missing_models(task, results),
         "models": {},
         "disclaimer": DISCLAIMER,
     }
@@ -52,6 +53,19 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
             entry["metrics"] = result.metrics
         record["models"][name] = entry
     return record
+
+
+def missing_models(task: Task, results: Collection[str]) -> list[str]:
+    """A sentence for each model that gave no answer, since there is no checkpoint of it.
+
+    Args:
+        results: the short names of those that did.
+    """
+    return [
+        f"There is no checkpoint of the {LABELS[name]} for {task.title} at hand, so there is no answer of it."
+        for name in LABELS
+        if name not in results
+    ]
 
 
 def scan_notes(scan: Scan, task: Task) -> list[str]:

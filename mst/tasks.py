@@ -9,8 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mst.errors import InputError
+
 Plane = Literal["axial", "coronal", "sagittal"]
 PAPER = "Müller-Franzes et al., Medical Slice Transformer, arXiv 2411.15802, section 2.2"
+
+
+# How many numbers of which kind, and whether one may be missing.
+GRID_VALUES: dict[str, tuple[int, Any, bool]] = {
+    "shape": (3, int, False),
+    "spacing_mm": (3, int | float, True),
+    "crop_voxels": (2, int, False),
+}
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,21 @@ class Grid:
         """The grid with some attributes replaced by a checkpoint's.
 
         Raises:
-            ValueError: an attribute that a grid does not have.
+            InputError: an attribute that a grid does not have, or a value that it cannot have.
         """
-        if unknown := set(changes) - {"shape", "spacing_mm", "crop_voxels"}:
-            raise ValueError(f"a grid has no {', '.join(sorted(unknown))}")
+        if unknown := set(changes) - set(GRID_VALUES):
+            raise InputError(f"a grid has no {', '.join(sorted(map(str, unknown)))}")
+        for key, value in changes.items():
+            count, kind, optional = GRID_VALUES[key]
+            if value is None and key == "crop_voxels":
+                continue
+            if not isinstance(value, list | tuple) or len(value) != count:
+                raise InputError(f"a grid's {key} is {count} numbers, not {value!r}")
+            for number in value:
+                if number is None and optional:
+                    continue
+                if isinstance(number, bool) or not isinstance(number, kind) or not 0 < number < float("inf"):
+                    raise InputError(f"a grid's {key} cannot hold {number!r}")
         values: dict[str, Any] = {key: tuple(value) if value else None for key, value in changes.items()}
         return replace(self, **values)
 
@@ -143,8 +164,8 @@ def get_task(key: str) -> Task:
     """The study of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        InputError: there is none; the message lists those there are.
     """
     if key not in TASKS:
-        raise ValueError(f"There is no study {key!r}; choose one of {', '.join(TASKS)}.")
+        raise InputError(f"There is no study {key!r}; choose one of {', '.join(TASKS)}.")
     return TASKS[key]

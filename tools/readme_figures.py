@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+
+from mst.models import checkpoint_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- figures: made by make figures -->", "<!-- end of figures -->"
@@ -18,7 +19,7 @@ NAMES = {
 def figures() -> str:
     """The README's table, from checkpoints/*/metrics.json."""
     found = {
-        name: json.loads((ROOT / "checkpoints" / name / "metrics.json").read_text(encoding="utf-8"))
+        name: checkpoint_metrics(ROOT / "checkpoints" / name)
         for name in NAMES
         if (ROOT / "checkpoints" / name).is_dir()
     }

@@ -18,12 +18,13 @@ from mst.dashboard import cards
 from mst.dashboard.store import belong_together, open_scan, recall, remember
 from mst.data.examples import EXAMPLES, example_file
 from mst.dicom_export import why_not
-from mst.models import CheckpointError, list_checkpoints
+from mst.errors import InputError
+from mst.models import list_checkpoints
 from mst.models.loading import checkpoint_grid, checkpoints_folder
 from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
 from mst.preprocess import locate
 from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
-from mst.scans import Scan, ScanError
+from mst.scans import Scan
 from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
 
@@ -184,7 +185,7 @@ def predict_files(scan: list[str], task: str, center: str, mask: str | None) -> 
         opened = open_scan(scan or [], study)
         results = predict(opened, study.key, parse_center(center), mask or None)
         return prediction_record(opened, study, results)
-    except (ScanError, CheckpointError, ValueError) as error:
+    except InputError as error:
         raise gr.Error(str(error), print_exception=False) from error
     except Exception as error:
         log.exception("the web API failed")
@@ -235,7 +236,7 @@ def _show_scan(
             box_mm=_box(scan, task, [name for name in checkpoints if name]),
         )
         return cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)]), html
-    except (ScanError, ValueError) as error:
+    except InputError as error:
         return cards.alert(str(error)), gr.skip()
     except Exception:
         log.exception("a scan could not be shown")
@@ -286,7 +287,7 @@ def _explain(
             gr.update(visible=True),
             *(gr.update(interactive=False, visible=_made(name, scan, results)) for name in FILES),
         ]
-    except (ScanError, CheckpointError, ValueError) as error:
+    except InputError as error:
         return [cards.alert(str(error)), *kept]
     except Exception:
         log.exception("a scan could not be explained")

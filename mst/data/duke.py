@@ -332,7 +332,7 @@ def _read_boxes(path: Path) -> dict[str, Box]:
         source = f"{path.name}, row {row}"
         try:
             edges = [int(float(values[name])) for name in EDGES]
-        except ValueError:
+        except (ValueError, OverflowError):
             raise PrepareError(f"{source}: {', '.join(EDGES)} must be whole numbers.") from None
         box = Box((edges[0], edges[1]), (edges[2], edges[3]), (edges[4], edges[5]), source)
         if any(first > last for first, last in (box.rows, box.columns, box.slices)):

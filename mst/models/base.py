@@ -9,6 +9,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_model as load_safetensors
 from torch import Tensor, nn
 
+from mst.tasks import Grid
+
 
 class ScanClassifier(
     nn.Module,
@@ -36,6 +38,10 @@ class ScanClassifier(
         self, task: str, classes: list[str], grid: dict[str, Any] | None, temperature: float
     ) -> None:
         super().__init__()
+        if not all(isinstance(name, str) for name in classes) or len(set(classes)) < max(2, len(classes)):
+            raise ValueError(f"the classes are {classes!r}, not two or more different names")
+        if not 0 < float(temperature) < float("inf"):
+            raise ValueError(f"the temperature is {temperature!r}, not a number above 0")
         self.task = task
         self.classes = list(classes)
         self.grid = dict(grid or {})
@@ -44,6 +50,13 @@ class ScanClassifier(
     def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
         raise TypeError(f"{type(self).__name__} does not say how it computes logits")
+
+    def check_grid(self, grid: Grid) -> None:
+        """Refuses a grid that the model cannot take.
+
+        Raises:
+            ValueError: it is another number of slices, rows or columns than the model is built for.
+        """
 
     def set_temperature(self, temperature: float) -> None:
         """Calibrates the model, also in the config.json that it is saved with."""

@@ -19,6 +19,8 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
+from mst.errors import InputError
+
 Encoder = Dinov2Model | Dinov2WithRegistersModel
 # size -> (width, layers, heads); Oquab et al., DINOv2, arXiv 2304.07193, table 17 (S/14, B/14, L/14)
 SIZES: dict[str, tuple[int, int, int]] = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
@@ -38,7 +40,7 @@ SHAPE = (
 )
 
 
-class EncoderError(ValueError):
+class EncoderError(InputError):
     """A pre-trained encoder that cannot be had; the message says why."""
 
 
@@ -96,18 +98,69 @@ def encode_tokens(
     Returns:
         float32 [N, 1 + registers + patches, width], after the last layer norm.
     """
+    return trace_tokens(encoder, pixels, class_layers, masked)[0]
+
+
+def trace_tokens(
+    encoder: Encoder, pixels: Tensor, class_layers: int | None = None, masked: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `encode_tokens`, and what the last block was given, from which `attention_of` tells what it attended to.
+
+    Returns:
+        Both float32 [N, 1 + registers + patches, width].
+    """
     pixels = pixels.expand(-1, int(encoder.config.num_channels), -1, -1)
-    if class_layers is None:
-        return encoder(pixel_values=pixels, bool_masked_pos=masked).last_hidden_state
-    tokens = encoder.embeddings(pixels, bool_masked_pos=masked)
-    first, others = tokens[:, :1], tokens[:, 1:]
     layers: Any = encoder.encoder.layer
-    for layer in layers[: len(layers) - class_layers]:
-        others = layer(others)
-    tokens = torch.cat([first, others], dim=1)
-    for layer in layers[len(layers) - class_layers :]:
-        tokens = layer(tokens)
-    return encoder.layernorm(tokens)
+    alone = 0 if class_layers is None else len(layers) - class_layers
+    tokens = encoder.embeddings(pixels, bool_masked_pos=masked)
+    if alone:
+        first, others = tokens[:, :1], tokens[:, 1:]
+        for layer in layers[:alone]:
+            others = layer(others)
+        tokens = torch.cat([first, others], dim=1)
+    given = tokens
+    for layer in layers[alone:]:
+        given, tokens = tokens, layer(tokens)
+    return encoder.layernorm(tokens), given
+
+
+def attention_of(encoder: Encoder, given: Tensor) -> Tensor:
+    """The last block's attention from the class token to the patches.
+
+    Args:
+        encoder: any of `build_encoder`.
+        given: float32 [N, 1 + registers + patches, width], what its last block was given: from `trace_tokens`.
+
+    Returns:
+        float32 [N, heads, patches], after the softmax over all tokens.
+    """
+    layers: Any = encoder.encoder.layer
+    attention, normed = layers[-1].attention, layers[-1].norm1(given)
+    row = class_row(
+        attention.q_proj(normed[:, :1]), attention.k_proj(normed), int(attention.num_attention_heads)
+    )
+    return row[..., 1 + registers(encoder) :]
+
+
+def class_row(query: Tensor, key: Tensor, heads: int, hidden: Tensor | None = None) -> Tensor:
+    """Attention of the first token to all.
+
+    Args:
+        query: [N, 1, width], the first token's.
+        key: [N, T, width].
+        heads: how many heads share the width.
+        hidden: bool [N, T], True where a token is not attended to; None: no token.
+
+    Returns:
+        [N, heads, T]; each row sums to 1.
+    """
+    head_width = query.shape[-1] // heads
+    first = query.unflatten(-1, (heads, head_width)).transpose(1, 2)  # [N, heads, 1, head_width]
+    keys = key.unflatten(-1, (heads, head_width)).permute(0, 2, 3, 1)  # [N, heads, head_width, T]
+    scores = (first @ keys).squeeze(2) * head_width**-0.5
+    if hidden is not None:
+        scores = scores.masked_fill(hidden[:, None], float("-inf"))
+    return scores.softmax(dim=-1)
 
 
 def interpolate_positions(positions: Tensor, side: int, with_registers: bool) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mst.errors import InputError
 from mst.models.encoders import SIZES, interpolate_positions, paper_encoder
 from mst.models.resnet3d import DEPTHS
 
@@ -22,7 +23,7 @@ IMAGE_SIZE = 224  # pixels a side of the published models' slices, for all three
 DINO_HEADS, RESNET_HEADS = 12, 16  # attention heads of the published slice transformers; no tensor tells them
 
 
-class ConversionError(ValueError):
+class ConversionError(InputError):
     """A file that cannot be converted; the message says why."""
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import httpx2
@@ -22,22 +26,34 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from mst.errors import CheckpointError
 from mst.models.base import ScanClassifier
 from mst.models.resnet3d import ResNet3D
 from mst.models.resnet_slices import ResNetSliceTransformer
 from mst.models.slice_transformer import SliceTransformer
+from mst.tasks import TASKS
 
 ARCHITECTURES: dict[str, type[ScanClassifier]] = {
     "slice-transformer": SliceTransformer,
     "resnet-slice-transformer": ResNetSliceTransformer,
     "resnet3d": ResNet3D,
 }
+# How the project's own folders are called: the study's key, a hyphen and one of these; the longer name first.
+NAMED = {"mst-resnet": "resnet-slice-transformer", "mst": "slice-transformer", "resnet": "resnet3d"}
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.json"
 WRITING = ".writing"  # ends the name of a folder that is not whole yet
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message says what is wrong and what to do."""
+@dataclass(frozen=True)
+class _Seen:
+    """A file's content, known by what its folder says of it: as long as that stays, it is not read again."""
+
+    stamp: tuple[int, ...]
+    digest: str
+
+
+_seen: dict[Path, _Seen] = {}
+_lock = Lock()
 
 
 def load_model(source: str | Path) -> ScanClassifier:
@@ -48,51 +64,146 @@ def load_model(source: str | Path) -> ScanClassifier:
             hub ("owner/name"). A folder that exists wins.
 
     Raises:
-        CheckpointError: no such folder or repository, no access, no network, or a damaged checkpoint.
+        CheckpointError: no such folder or repository, no access, no network, or a damaged checkpoint, one whose
+            weights are not all finite included.
     """
-    name = str(source)
+    name, called = str(source), checkpoint_name(source)
     config = _read_config(name)
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise CheckpointError(
-            f"{name}: the architecture in config.json is {architecture!r}; known are {known}."
+            f"{called}: the architecture in config.json is {architecture!r}; known are {known}."
         )
     try:
-        if Path(name).is_dir():
-            if not (Path(name) / WEIGHTS).is_file():
-                raise CheckpointError(f"{name} has no {WEIGHTS}.")
-            model_class = ARCHITECTURES[architecture]
-            model = model_class._load_as_safetensor(
-                model_class(**config), Path(name) / WEIGHTS, "cpu", strict=True
-            )
-        else:
-            model = ARCHITECTURES[architecture].from_pretrained(name)
+        # A model that was made in inference mode could never be asked for a gradient afterwards.
+        with torch.inference_mode(False):
+            if Path(name).is_dir():
+                if not (Path(name) / WEIGHTS).is_file():
+                    raise CheckpointError(f"{called} has no {WEIGHTS}.")
+                model_class = ARCHITECTURES[architecture]
+                model = model_class._load_as_safetensor(
+                    model_class(**config), Path(name) / WEIGHTS, "cpu", strict=True
+                )
+            else:
+                model = ARCHITECTURES[architecture].from_pretrained(name)
     except CheckpointError:
         raise
     except (HFValidationError, HfHubHTTPError) as error:
         raise _hub_error(name, error) from error
-    except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{name}: the weights do not fit config.json, or the file is damaged ({_first_line(error)})."
-        ) from error
     except (OSError, httpx2.HTTPError) as error:
+        if Path(name).is_dir():
+            raise CheckpointError(f"{called} cannot be read ({_reason(error)}).") from error
         raise _hub_error(name, error) from error
+    except Exception as error:
+        # Settings of any kind may stand in a config.json, and fail in any way.
+        raise CheckpointError(
+            f"{called}: the weights do not fit config.json, or the file is damaged ({_reason(error)})."
+        ) from error
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise CheckpointError(
+            f"{called}: some of its weights are no numbers (NaN or infinite), so it can give no answer; "
+            "download or train it again."
+        )
     return model.eval()
 
 
-def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
-    """metrics.json of a checkpoint folder; {} where there is none."""
-    path = Path(source) / METRICS
+def checkpoint_name(source: str | Path) -> str:
+    """What results and messages call a checkpoint: its folder's name, never a path, or its repository."""
+    path = Path(source)
+    if path.exists() or not _is_repository(str(source)):
+        return path.name or path.resolve().name or "the root folder"
+    return str(source)
+
+
+def checkpoint_identity(source: str | Path) -> str:
+    """A hash of a checkpoint folder's content: it changes when settings, weights or figures do.
+
+    A file is read again only where its size, times or place on the disk have changed; the last of the times (ctime) is
+    one that nobody can set back. "" for a repository, which is loaded once.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return ""
+    digests = [_digest(folder / file) for file in (CONFIG, WEIGHTS, METRICS)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        status = path.stat()
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev)
+        with _lock:
+            known = _seen.get(path)
+        if known is None or known.stamp != stamp:
+            with path.open("rb") as file:
+                known = _Seen(stamp, hashlib.file_digest(file, "sha256").hexdigest())
+            with _lock:
+                _seen[path] = known
+    except OSError:
+        return "-"
+    return known.digest
+
+
+def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
+    """metrics.json of a checkpoint folder or hub repository; {} where there is none.
+
+    Returns:
+        As it is in the file. Whatever the project reads of it has been checked: "auc" (0 to 1, or None), "auc_ci95"
+        (two such numbers, or None), "protocol" (text), "simulated_alone" (with an "auc").
+
+    Raises:
+        CheckpointError: it is not what it should be.
+    """
+    name, called = str(source), checkpoint_name(source)
+    if Path(name).is_dir():
+        path = Path(name) / METRICS
+        if not path.exists():
+            return {}
+    else:
+        try:
+            path = _hub_file(name, METRICS)
+        except (OSError, ValueError, httpx2.HTTPError):
+            return {}  # the weights may be used without figures
+    metrics = _read_object(path, called)
+    measured = [metrics]
+    if "simulated_alone" in metrics:
+        measured.append(metrics["simulated_alone"])
+    for figures in measured:
+        if not isinstance(figures, dict):
+            raise _damaged_metrics(called, "simulated_alone holds no figures")
+        interval = figures.get("auc_ci95")
+        if not (figures.get("auc") is None or _is_share(figures["auc"])):
+            raise _damaged_metrics(called, "auc is not a number from 0 to 1")
+        if interval is not None and not (
+            isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))
+        ):
+            raise _damaged_metrics(called, "auc_ci95 is not two numbers from 0 to 1")
+    if not isinstance(metrics.get("protocol", ""), str):
+        raise _damaged_metrics(called, "protocol is not text")
+    return metrics
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _damaged_metrics(called: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{called}: its {METRICS} is damaged ({what}); restore the file, or remove it to go without figures."
+    )
 
 
 def checkpoint_grid(folder: str | Path) -> dict[str, Any]:
-    """The input grid in a checkpoint folder's config.json; {} where it has the study's own."""
-    return _read_config(str(folder)).get("grid") or {}
+    """The input grid in a checkpoint folder's config.json; {} where it has the study's own.
+
+    Raises:
+        CheckpointError: there is no such folder, or its config.json is damaged.
+    """
+    grid = _read_config(str(folder)).get("grid") or {}
+    if not isinstance(grid, dict):
+        raise CheckpointError(f"{checkpoint_name(folder)}: the grid in {CONFIG} is none.")
+    return grid
 
 
 def checkpoints_folder() -> Path:
@@ -104,6 +215,9 @@ def checkpoints_folder() -> Path:
 def list_checkpoints(task: str | None = None) -> dict[str, list[Path]]:
     """The checkpoint folders at hand, by architecture.
 
+    A folder that cannot be used is listed too, so that whoever would have used it is told: `load_model` says what it
+    lacks. What it is for, its config.json says, or else its name, such as chest-ct-mst.
+
     Args:
         task: only those for this study.
 
@@ -113,50 +227,75 @@ def list_checkpoints(task: str | None = None) -> dict[str, list[Path]]:
     base = checkpoints_folder()
     found: dict[str, list[Path]] = {architecture: [] for architecture in ARCHITECTURES}
     # Two levels, so that a folder of one's own may hold several.
-    for config_file in sorted([*base.glob(f"*/{CONFIG}"), *base.glob(f"*/*/{CONFIG}")]):
-        try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            architecture, study = config.get("architecture"), config.get("task")
-        except (OSError, ValueError, AttributeError):
+    for folder in sorted(path for depth in ("*", "*/*") for path in base.glob(depth) if path.is_dir()):
+        if folder.name.endswith(WRITING):
             continue
-        folder = config_file.parent
-        if (
-            isinstance(architecture, str)
-            and architecture in found
-            and folder.suffix != WRITING
-            and (folder / WEIGHTS).is_file()
-            and task in (None, study)
-        ):
+        try:
+            config = _read_config(str(folder))
+            architecture, study = config.get("architecture"), config.get("task")
+        except CheckpointError:
+            architecture, study = _told_by_name(folder.name)
+        if isinstance(architecture, str) and architecture in found and task in (None, study):
             found[architecture].append(folder)
     return found
 
 
+def _told_by_name(name: str) -> tuple[str | None, str | None]:
+    """(architecture, study) of a checkpoint folder, as far as its name tells."""
+    for study in TASKS:
+        for ending, architecture in NAMED.items():
+            if name.startswith(f"{study}-{ending}"):
+                return architecture, study
+    return None, None
+
+
 def _read_config(name: str) -> dict[str, Any]:
+    called = checkpoint_name(name)
     if Path(name).is_dir():
         path = Path(name) / CONFIG
         if not path.is_file():
-            raise CheckpointError(f"{name} is a folder without {CONFIG}; it is not a checkpoint.")
+            raise CheckpointError(f"{called} is a folder without {CONFIG}; it is not a checkpoint.")
     elif Path(name).is_file():
         raise CheckpointError(
-            f"{name} is a file, not a checkpoint folder. Weights of the paper's code become one by: "
-            f"mst convert {name} FOLDER"
+            f"{called} is a file, not a checkpoint folder. Weights of the paper's code become one by: "
+            f"mst convert {called} FOLDER"
         )
-    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+    elif not _is_repository(name):
         raise CheckpointError(
-            f"There is no checkpoint folder {name}, and it is not a hub repository (owner/name) either."
+            f"There is no checkpoint folder {called}, and it is not a hub repository (owner/name) either."
         )
     else:
         try:
             path = _hub_file(name, CONFIG)
         except (OSError, ValueError, httpx2.HTTPError) as error:
             raise _hub_error(name, error) from error
+    return _read_object(path, called)
+
+
+def _is_repository(name: str) -> bool:
+    """Whether a name that is no folder here may be one on the hub."""
+    return not name.startswith((".", "/", "~")) and "\\" not in name and name.count("/") == 1
+
+
+def _read_object(path: Path, called: str) -> dict[str, Any]:
+    """A JSON file of a checkpoint that holds an object.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else, or a number that is none.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{name}: {CONFIG} is not valid JSON.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{name}: {CONFIG} does not hold a model's settings.")
-    return config
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise CheckpointError(f"{called}: {path.name} cannot be read ({_reason(error)}).") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{called}: {path.name} is not valid JSON; restore the file.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{called}: {path.name} does not hold named values; restore the file.")
+    return content
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def _hub_file(name: str, file: str) -> Path:
@@ -208,12 +347,16 @@ def _hub_error(name: str, error: Exception) -> CheckpointError:
     elif isinstance(error, HFValidationError):
         text = "is neither a checkpoint folder nor a hub repository (owner/name)"
     else:
-        text = f"could not be read ({_first_line(error)})"
+        text = f"could not be read ({_reason(error)})"
     return CheckpointError(f"{name} {text}.")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _reason(error: Exception) -> str:
+    """An error in a few words, without the folders of this machine that a library may name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\s'\"\\/]+[\\/])+", "", line)[:200]
 
 
 def save_model(model: ScanClassifier, folder: str | Path) -> Path:
@@ -236,10 +379,9 @@ def save_model(model: ScanClassifier, folder: str | Path) -> Path:
         for name in (WEIGHTS, CONFIG):
             (staging / name).replace(folder / name)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
         raise CheckpointError(
-            f"{folder} could not be written ({reason}). Make room, or check the folder's permissions, and try again; "
-            "a checkpoint that was there before is as it was."
+            f"{folder.name} could not be written ({_reason(error)}). Make room, or check the folder's permissions, and "
+            "try again; a checkpoint that was there before is as it was."
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

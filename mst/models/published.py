@@ -104,7 +104,7 @@ def convert(
     Raises:
         ConversionError: the file is no such checkpoint, holds more than weights and settings, or is of a kind
             that is not supported; or the folder holds another checkpoint.
-        ValueError: an unknown study.
+        InputError: an unknown study.
     """
     source, folder, study = Path(source), Path(folder), get_task(task)
     _check_target(folder)

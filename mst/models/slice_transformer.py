@@ -11,9 +11,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mst.models.encoders import Encoder, build_encoder, encode_tokens, paper_encoder, registers
-from mst.models.slices import SliceClassifier, class_row, on_all_slices, outputs_of
+from mst.models.encoders import (
+    Encoder,
+    attention_of,
+    build_encoder,
+    encode_tokens,
+    paper_encoder,
+    trace_tokens,
+)
+from mst.models.slices import SliceClassifier, kept_slices, on_all_slices
 from mst.models.stem import ConvStem
+from mst.tasks import Grid
 
 __all__ = ["SliceAttention", "SliceTransformer", "paper_encoder"]
 
@@ -118,6 +126,14 @@ class SliceTransformer(SliceClassifier):
         size = cast(int, self.encoder.config.patch_size)
         return size if self.stem is None else size * self.stem.stride
 
+    def check_grid(self, grid: Grid) -> None:
+        """See `ScanClassifier`."""
+        super().check_grid(grid)
+        if any(size % self.patch for size in grid.shape[1:]):
+            raise ValueError(
+                f"slices of {grid.shape[1]} x {grid.shape[2]} do not divide into patches of {self.patch}"
+            )
+
     def with_context(self, volume: Tensor) -> Tensor:
         """See `SliceClassifier`."""
         return volume if self.stem is None else self.stem(volume)
@@ -128,17 +144,17 @@ class SliceTransformer(SliceClassifier):
 
     @torch.no_grad()
     def attend(self, volume: Tensor, padding_mask: Tensor | None = None) -> SliceAttention:
-        """One forward pass that also keeps the two attention maps of the saliency.
+        """One forward pass that also tells the two attention maps of the saliency.
 
-        Everything runs through scaled_dot_product_attention, which never forms the attention matrix. Of the
-        two layers that are shown, only the class token's row of it is computed, from the queries and keys of
-        the pass itself.
+        Encoder and fusion run as they do for the answer alone; they return what their last layers were given, and
+        from that only the class token's row of the attention is computed. Nothing is kept in the model, so any
+        number of threads may ask one model at once.
         """
-        encoder: Any = self.encoder
-        last = encoder.encoder.layer[-1].attention
-        with outputs_of(last.q_proj, last.k_proj) as kept:
-            features = self.encode_slices(volume, padding_mask)
-        logits, slices = self.weigh_slices(features, padding_mask)
-        patches = class_row(kept[0], kept[1], int(last.num_attention_heads))[..., 1 + registers(encoder) :]
+        hidden = self.hidden(padding_mask)
+        slices = kept_slices(self.with_context(volume), hidden)
+        tokens, given = trace_tokens(self.encoder, slices, self.class_layers)
+        features = self.as_features(tokens[:, 0], volume, padding_mask)
+        logits, weights = self.weigh_slices(features, padding_mask)
+        patches = attention_of(self.encoder, given)
         patches = patches.unflatten(-1, (volume.shape[-2] // self.patch, volume.shape[-1] // self.patch))
-        return SliceAttention(logits, on_all_slices(patches, volume, self.hidden(padding_mask)), slices)
+        return SliceAttention(logits, on_all_slices(patches, volume, hidden), weights)

@@ -5,14 +5,14 @@ Müller-Franzes et al., "Medical Slice Transformer", arXiv 2411.15802, section 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mst.models.base import ScanClassifier
+from mst.models.encoders import class_row
+from mst.tasks import Grid
 
 FUSIONS = ("transformer", "average", "linear")
 
@@ -30,6 +30,7 @@ class SliceClassifier(ScanClassifier):
 
     encoder: nn.Module
     fusion: str
+    fusion_slices: int
     slice_positions: nn.Parameter | None
 
     def build_fusion(
@@ -61,7 +62,7 @@ class SliceClassifier(ScanClassifier):
             raise ValueError(f"there is no slice fusion {fusion!r}; choose one of {', '.join(FUSIONS)}")
         if positions and fusion != "transformer":
             raise ValueError("only the slice fusion 'transformer' has slice positions")
-        self.fusion = fusion
+        self.fusion, self.fusion_slices = fusion, slices
         self.bottleneck = nn.Linear(width, bottleneck) if bottleneck else None
         width = bottleneck or width
         if fusion != "transformer":
@@ -105,10 +106,14 @@ class SliceClassifier(ScanClassifier):
         Returns:
             float32 [B, D, width]; zero where a slice is padding.
         """
-        features = self.encode(kept_slices(self.with_context(volume), self.hidden(padding_mask)))
+        slices = kept_slices(self.with_context(volume), self.hidden(padding_mask))
+        return self.as_features(self.encode(slices), volume, padding_mask)
+
+    def as_features(self, encoded: Tensor, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """The encoder's vectors [N, width] of the slices that are not padding -> as `encode_slices` returns them."""
         if self.bottleneck is not None:
-            features = self.bottleneck(features)
-        return on_all_slices(features, volume, self.hidden(padding_mask))
+            encoded = self.bottleneck(encoded)
+        return on_all_slices(encoded, volume, self.hidden(padding_mask))
 
     def fuse_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Slice features [B, D, width] and padding_mask bool [B, D] -> the scan's vector, which is classified.
@@ -116,23 +121,36 @@ class SliceClassifier(ScanClassifier):
         Raises:
             ValueError: more slices than the model has positions for, or another number than "linear" takes.
         """
-        batch, depth, width = features.shape
+        return self._trace_fusion(features, padding_mask)[0]
+
+    def _trace_fusion(self, features: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `fuse_slices`, and what the transformer's last layer was given, [B, 1 + D, width]; None without one."""
+        batch, depth, _ = features.shape
         if self.fusion == "average":
-            return features.mean(dim=1)
+            return features.mean(dim=1), None
+        self._check_depth(depth)
         if self.fusion == "linear":
-            if depth * width != self.linear.in_features:
-                raise ValueError(
-                    f"this model takes {self.linear.in_features // width} slices, not {depth}: its fusion is linear"
-                )
-            return features.flatten(1)
+            return features.flatten(1), None
         if self.slice_positions is not None:
-            if depth > self.slice_positions.shape[1]:
-                raise ValueError(
-                    f"this model takes at most {self.slice_positions.shape[1]} slices, not {depth}"
-                )
             features = features + self.slice_positions[:, :depth]
-        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), features], dim=1)
-        return self.slice_fusion(tokens, src_key_padding_mask=_with_class(padding_mask))[:, 0]
+        given = tokens = torch.cat([self.cls_token.expand(batch, -1, -1), features], dim=1)
+        hidden = _with_class(padding_mask)
+        for layer in self.slice_fusion.layers:
+            given, tokens = tokens, layer(tokens, src_key_padding_mask=hidden)
+        norm: Any = self.slice_fusion.norm
+        return norm(tokens)[:, 0], given
+
+    def _check_depth(self, depth: int) -> None:
+        if self.fusion == "linear" and depth != self.fusion_slices:
+            raise ValueError(
+                f"this model takes {self.fusion_slices} slices, not {depth}: its fusion is linear"
+            )
+        if self.slice_positions is not None and depth > self.slice_positions.shape[1]:
+            raise ValueError(f"this model takes at most {self.slice_positions.shape[1]} slices, not {depth}")
+
+    def check_grid(self, grid: Grid) -> None:
+        """See `ScanClassifier`."""
+        self._check_depth(grid.shape[0])
 
     def classify_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Slice features [B, D, width] and padding_mask bool [B, D] -> logits [B, C]; see `fuse_slices`."""
@@ -148,8 +166,8 @@ class SliceClassifier(ScanClassifier):
     ) -> tuple[Tensor, Tensor | None]:
         """The logits, and how much each slice weighs in them.
 
-        The transformer runs through scaled_dot_product_attention, which never forms the attention matrix; only
-        the class token's row of its last layer is computed, from that layer's own input.
+        Of the attention matrix of the transformer's last layer, only the class token's row is formed here, from what
+        that layer was given.
 
         Args:
             features: float32 [B, D, width], from `encode_slices`.
@@ -164,15 +182,14 @@ class SliceClassifier(ScanClassifier):
             depth = features.shape[1]
             even = features.new_full((features.shape[0], 1, depth), 1 / depth)
             return self.classify_slices(features), even if self.fusion == "average" else None
+        vector, given = self._trace_fusion(features, padding_mask)
         layer: Any = self.slice_fusion.layers[-1]
-        with inputs_of(layer.norm1) as tokens:
-            logits = self.classify_slices(features, padding_mask)
-        normed = layer.norm1(tokens[0])
+        assert given is not None
         query, key, _ = nn.functional.linear(
-            normed, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
+            layer.norm1(given), layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
         ).chunk(3, dim=-1)
-        row = class_row(query, key, layer.self_attn.num_heads, _with_class(padding_mask))
-        return logits, row[..., 1:]
+        row = class_row(query[:, :1], key, layer.self_attn.num_heads, _with_class(padding_mask))
+        return self.linear(vector), row[..., 1:]
 
 
 def kept_slices(volume: Tensor, padding_mask: Tensor | None) -> Tensor:
@@ -189,47 +206,6 @@ def on_all_slices(values: Tensor, volume: Tensor, padding_mask: Tensor | None) -
         full[~padding_mask.reshape(-1)] = values
         values = full
     return values.reshape(batch, depth, *values.shape[1:])
-
-
-def class_row(query: Tensor, key: Tensor, heads: int, hidden: Tensor | None = None) -> Tensor:
-    """Attention of the first token to all: query, key [N, T, width] -> [N, heads, T], rows sum to 1."""
-    head_width = query.shape[-1] // heads
-    first = query[:, :1].unflatten(-1, (heads, head_width)).transpose(1, 2)  # [N, heads, 1, head_width]
-    keys = key.unflatten(-1, (heads, head_width)).permute(0, 2, 3, 1)  # [N, heads, head_width, T]
-    scores = (first @ keys).squeeze(2) * head_width**-0.5
-    if hidden is not None:
-        scores = scores.masked_fill(hidden[:, None], float("-inf"))
-    return scores.softmax(dim=-1)
-
-
-@contextmanager
-def outputs_of(*modules: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Keeps what the modules put out during the block, by their position in the call."""
-    kept: dict[int, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, output, index=index: kept.__setitem__(index, output))
-        for index, module in enumerate(modules)
-    ]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def inputs_of(*modules: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Keeps what the modules are given during the block, by their position in the call."""
-    kept: dict[int, Tensor] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda _m, args, index=index: kept.__setitem__(index, args[0]))
-        for index, module in enumerate(modules)
-    ]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _with_class(padding_mask: Tensor | None) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mst.errors import CheckpointError
 from mst.models.base import ScanClassifier
 from mst.saliency.attention import slice_attention
 from mst.saliency.gradcam import gradcam, gradcam_plus_plus
@@ -54,7 +55,7 @@ def explain(
     """Classifies a batch of volumes and maps what each decision rests on.
 
     Args:
-        model: from `mst.load_model`.
+        model: from `mst.load_model`, in evaluation mode. Nothing is kept in it, so several threads may ask it at once.
         volume: float32 [B, 1, D, H, W], as the model takes it.
         method: "attention" (MST with DINOv2), "gradcam" or "gradcam++" (3D ResNet, MST with a 2D ResNet); None: the
             model's own.
@@ -63,8 +64,9 @@ def explain(
         padding_mask: bool [B, D], True where a slice is padding; None: no slice is.
 
     Raises:
-        ValueError: an unknown method, one that the model has no part for, a class that does not exist, or
-            inputs of the wrong shape.
+        CheckpointError: the answer or the map is not finite.
+        ValueError: an unknown method, one that the model has no part for, a class that does not exist,
+            inputs of the wrong shape, or a model in training mode.
     """
     name = method or model.method
     if name not in METHODS:
@@ -81,12 +83,15 @@ def explain(
             )
         if padding_mask.all(dim=1).any():
             raise ValueError("every slice of a volume is padding; there is nothing to classify")
-    training = model.training
-    model.eval()
-    try:
-        logits, native, weights = METHODS[name](model, volume, target, padding_mask)
-    finally:
-        model.train(training)
+    if model.training:
+        # Not switched here: others may be asking the same model, and their answers would change with it.
+        raise ValueError("the model is in training mode; call its eval() first")
+    logits, native, weights = METHODS[name](model, volume, target, padding_mask)
+    if not all(bool(part.isfinite().all()) for part in (logits, native, weights) if part is not None):
+        raise CheckpointError(
+            "the answer or its map holds values that are no numbers (NaN or infinite), so there is no result; "
+            "use another checkpoint."
+        )
     with torch.no_grad():
         size = tuple(volume.shape[2:])
         saliency = interpolate(native[:, None].float(), size=size, mode="trilinear", align_corners=False)

@@ -33,7 +33,7 @@ def explain_flips(
         temperature. `native_saliency` is averaged after flipping back.
 
     Raises:
-        ValueError: as `explain`.
+        CheckpointError, ValueError: as `explain`.
     """
     ordered = not isinstance(model, SliceClassifier) or model.ordered
     runs = []
@@ -55,7 +55,8 @@ def explain_flips(
     probabilities = torch.stack([run[0] for run in runs]).mean(0)
     slice_weights = [run[3] for run in runs if run[3] is not None]
     return Explanation(
-        logits=probabilities.log() * model.temperature,
+        # A probability may be too small for a float; its logarithm would be infinite.
+        logits=probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log() * model.temperature,
         saliency=torch.stack([run[1] for run in runs]).mean(0),
         native_saliency=torch.stack([run[2] for run in runs]).mean(0),
         slice_weights=torch.stack(slice_weights).mean(0) if slice_weights else None,

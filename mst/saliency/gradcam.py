@@ -63,7 +63,8 @@ def _positive_gradient(features: Tensor, gradient: Tensor) -> Tensor:
     total = features.sum(dim=space, keepdim=True)
     # The published code's maps come from this epsilon; gradients are so small that it shapes the map.
     alpha = squared / (2 * squared + total * cubed + 1e-6)
-    return (alpha * gradient.relu()).sum(dim=space, keepdim=True)
+    # Where the gradient is negative, the divisor may be zero; alpha counts for nothing there.
+    return torch.where(gradient > 0, alpha * gradient, 0).sum(dim=space, keepdim=True)
 
 
 def _cam(
@@ -81,10 +82,11 @@ def _class_gradient(
     model: ResNet3D, volume: Tensor, target: int | None, padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, last feature map and the target logit's gradient on it, each without a graph."""
-    with torch.no_grad():
+    # Tensors made in inference mode, which a caller may be in, can never get a gradient.
+    with torch.inference_mode(False), torch.no_grad():
         features = model.features(volume, padding_mask)
-    features = features.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        features = features.detach().requires_grad_()
         logits = model.head(features)
         chosen = (
             logits.argmax(dim=1)

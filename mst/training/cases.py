@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from mst.data import Case, ManifestError
 from mst.preprocess import AXES, ModelInput, Region, locate, mask_centroid, prepare
-from mst.scans import Scan, read_scan
+from mst.scans import Scan, ScanError, read_mask, read_scan
 from mst.tasks import Plane, Task
+
+Read = TypeVar("Read")
 
 
 class LoadedCase:
@@ -35,22 +38,15 @@ class LoadedCase:
     def __init__(self, case: Case, task: Task) -> None:
         self.case = case
         self.task = task
-        self.scan: Scan = _read(case.image, case).canonical()
+        scan: Scan = _read(read_scan, case.image, case)
+        self.scan = scan.canonical()
         self.mask: np.ndarray | None = None
         self.center = self.scan.center
         self._volumes: dict[tuple[Plane, tuple[float, ...]], Tensor] = {}
         self._masks: dict[Plane, Tensor] = {}
         if case.mask is not None:
-            mask = _read(case.mask, case).canonical()
-            if mask.shape != self.scan.shape:
-                sizes = [" x ".join(map(str, scan.shape)) for scan in (mask, self.scan)]
-                raise ManifestError(
-                    f"{case.source}: the mask {case.mask.name} has {sizes[0]} voxels, but the image "
-                    f"{case.image.name} has {sizes[1]}."
-                )
-            self.mask = mask.voxels > 0.5
-            if not self.mask.any():
-                raise ManifestError(f"{case.source}: the mask {case.mask.name} is empty.")
+            marked = _read(lambda file: read_mask(file, scan, same_shape=True), case.mask, case)
+            self.mask = Scan(marked.astype(np.uint8), scan.affine).canonical().voxels > 0
             self.center = mask_centroid(self.mask, self.scan)
         if case.center is not None:
             self.center = np.asarray(case.center, dtype=float)
@@ -119,12 +115,14 @@ def load_cases(cases: Sequence[Case], task: Task) -> list[LoadedCase]:
     return [LoadedCase(case, task) for case in cases]
 
 
-def _read(file: Path, case: Case) -> Scan:
+def _read(read: Callable[[Path], Read], file: Path, case: Case) -> Read:
     try:
-        return read_scan(file)
-    except (OSError, ValueError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ManifestError(f"{case.source}: {file.name} cannot be read ({text}).") from error
+        return read(file)
+    except ScanError as error:
+        text = str(error)
+        raise ManifestError(
+            f"{case.source}: {text if file.name in text else f'{file.name}: {text}'}"
+        ) from error
 
 
 def split(cases: Sequence[Case], folds: int, fold: int, seed: int) -> tuple[list[int], list[int]]:

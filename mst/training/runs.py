@@ -31,7 +31,7 @@ from mst.data.simulated import most_workers, write_simulated
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError, hub_encoder
-from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
+from mst.models.loading import ARCHITECTURES, METRICS, checkpoint_metrics, load_model, save_model
 from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.tasks import get_task
@@ -588,7 +588,7 @@ def _without_real_cases(study: Study, config: Config) -> dict[str, Any]:
     }
     shipped = CONFIGS.parent / "checkpoints" / config["name"] / METRICS
     if shipped.is_file():
-        known = json.loads(shipped.read_text(encoding="utf-8"))
+        known = checkpoint_metrics(shipped.parent)
         if known.get("auc") is not None and "simulated_alone" in known:
             metrics["cost"] = {
                 "auc_with_real_cases": known["auc"],

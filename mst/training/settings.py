@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from mst.errors import InputError
 from mst.tasks import get_task
 from mst.training.augment import Augmentation
 
@@ -15,7 +16,7 @@ IDLE = {"save_every", "log_every", "workers", "checkpoint_gradients", "tensorboa
 SCHEDULES = ("cosine", "constant")
 
 
-class TrainingError(ValueError):
+class TrainingError(InputError):
     """A run that cannot begin or go on; the message says what to do."""
 
 

@@ -93,7 +93,9 @@ def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, ti
         ("Region", str(prediction.get("region", {}).get("text", ""))),
     ]
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts if v)
-    notes = "".join(f"<li>{escape(str(note))}</li>" for note in scan.get("notes", []))
+    notes = "".join(
+        f"<li>{escape(str(note))}</li>" for note in [*prediction.get("notes", []), *scan.get("notes", [])]
+    )
     models = "".join(_model(name, entry) for name, entry in prediction["models"].items())
     return f"""<!doctype html>
 <html lang="en">

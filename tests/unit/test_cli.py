@@ -108,6 +108,35 @@ def test_bad_usage_exits_with_two_and_one_line(arguments: list[str], capsys) -> 
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_fault_of_the_program_is_not_called_bad_input(
+    nodule: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("shapes do not match")
+
+    arguments = ["predict", str(nodule), "--task", "chest-ct", "--out", str(tmp_path)]
+    monkeypatch.setattr("mst.prediction.prepare", broken)
+    with pytest.raises(ValueError, match="shapes do not match"):
+        main(arguments)
+    assert "a fault of this program" in capsys.readouterr().err
+    (tmp_path / "cases.csv").write_text(f"image\n{nodule}\n")
+    with pytest.raises(ValueError, match="shapes do not match"):
+        main(["predict", "--manifest", str(tmp_path / "cases.csv"), "--out", str(tmp_path)])
+
+
+def test_a_fault_of_the_program_ends_it_with_one_and_its_traceback(nodule: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys, mst.scans
+from mst.cli import main
+mst.scans.read_scan = lambda path: int("none")
+sys.exit(main(["predict", {str(nodule)!r}, "--task", "chest-ct", "--out", {str(tmp_path)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("mst predict: a fault of this program")
+    assert "Traceback" in done.stderr
+
+
 def test_the_module_is_the_command_too(tmp_path: Path) -> None:
     bad = tmp_path / "notes.nii"
     bad.write_text("these are notes, not a scan")

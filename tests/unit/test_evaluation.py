@@ -4,11 +4,14 @@ import csv
 import errno
 import io
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from PIL import Image
 from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
@@ -17,13 +20,15 @@ from small_study import round_outline
 import mst
 from mst import cohort
 from mst.cli import main
-from mst.data import ManifestError
+from mst.cohort import predict_cohort
+from mst.data import ManifestError, read_manifest
 from mst.data.simulated import simulate_chest_ct
 from mst.evaluation import evaluate, summarise
 from mst.files import write_whole
 from mst.models import ResNet3D, SliceTransformer
 from mst.models.loading import save_model
 from mst.scans import write_nifti
+from mst.tasks import TASKS
 
 CLASSES = ("benign", "malignant")
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
@@ -161,6 +166,75 @@ def test_what_is_finished_is_not_computed_again(data: Path, models, tmp_path: Pa
     assert len(computed) == 7
     evaluate(manifest, out, models=models | {"mst": str(data / "models" / "mst-1")}, off_centre_mm=3)
     assert len(computed) == 14
+
+
+@pytest.mark.parametrize("kind", ["mhd", "nhdr", "mha with its data beside", "zip", "folder"])
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_case_is_new_where_any_of_its_files_changed(
+    data: Path, models, tmp_path: Path, computed, kind: str, column: str
+) -> None:
+    files = {"image": data / "i1.nii.gz", "mask": data / "m1.nii.gz"}
+    made = tmp_path / "made"
+    made.mkdir()
+    image = sitk.ReadImage(str(files[column]))
+    if kind in ("mhd", "nhdr"):
+        files[column] = made / f"s.{kind}"
+        sitk.WriteImage(image, str(files[column]))
+        (changed,) = (path for path in made.iterdir() if path != files[column])
+    elif kind == "mha with its data beside":
+        sitk.WriteImage(image, str(made / "s.mhd"))
+        files[column] = (made / "s.mhd").rename(made / "s.mha")
+        changed = made / "s.raw"
+    else:
+        changed = Path(shutil.copy(files[column], made))
+        files[column] = made
+        if kind == "zip":
+            files[column] = changed = Path(shutil.make_archive(str(tmp_path / "s"), "zip", made))
+    manifest = tmp_path / "cases.csv"
+    manifest.write_text(f"image,mask,label\n{files['image']},{files['mask']},benign\n")
+    cases = read_manifest(manifest, CLASSES, labelled=False)
+    for _ in range(2):
+        predict_cohort(cases, tmp_path / "out", TASKS["chest-ct"], models)
+    assert len(computed) == 1
+    status = changed.stat()
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    predict_cohort(cases, tmp_path / "out", TASKS["chest-ct"], models)
+    assert len(computed) == 2
+
+
+def test_a_row_that_was_edited_is_computed_again(data: Path, models, tmp_path: Path, computed) -> None:
+    first = evaluate(data / "cases.csv", tmp_path, models=models)
+    rows = _rows(tmp_path)
+    for row, column, value in (
+        (0, "mst_probability", "high"),
+        (1, "diameter_mm", "nan"),
+        (2, "mst_dice", "x"),
+    ):
+        rows[row][column] = value
+    with (tmp_path / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    computed.clear()
+    assert evaluate(data / "cases.csv", tmp_path, models=models) == first
+    assert computed == ["c0", "c1", "c2"]
+
+
+def test_weights_that_change_meanwhile_end_the_run(
+    data: Path, models, tmp_path: Path, computed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(models["mst"], tmp_path / "mst"))
+    plain = cohort._predict_case
+
+    def changing(case, *rest):
+        if len(computed) == 2:
+            shutil.copy(data / "models" / "mst-1" / "model.safetensors", folder)
+        return plain(case, *rest)
+
+    monkeypatch.setattr(cohort, "_predict_case", changing)
+    with pytest.raises(mst.CheckpointError, match="mst was changed while the cases were predicted"):
+        evaluate(data / "cases.csv", tmp_path / "out", models=models | {"mst": str(folder)})
+    assert [row["case"] for row in _rows(tmp_path / "out")] == ["c0", "c1"]
 
 
 def test_the_centre_is_the_manifests_else_the_masks_else_the_scans(

@@ -117,6 +117,7 @@ def test_a_licence_that_was_not_accepted_is_told_from_a_missing_token(tmp_path: 
 def test_the_command_takes_a_hub_repository_and_refuses_in_one_line(
     small_mst_resnet, small_resnet, tmp_path: Path
 ) -> None:
+    # The figures are the repository's too; where they are damaged, that is told.
     scan = example_file("chest-round", tmp_path)
     arguments = ["predict", str(scan), "--task", "chest-ct", "--out", str(tmp_path / "out"), "--tta"]
     arguments += ["--resnet", str(save_model(small_resnet, tmp_path / "resnet"))]
@@ -124,20 +125,28 @@ def test_the_command_takes_a_hub_repository_and_refuses_in_one_line(
 import contextlib, io, json
 from mst.cli import main
 answers = []
-for name in ("me/mst", "ODELIA-AI/MST"):
+for name in ("me/mst", "me/bare", "me/odd", "ODELIA-AI/MST"):
     with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
         status = main({arguments!r} + ["--mst", name])
-    answers.append([status, errors.getvalue()])
+    figures = json.loads(open({str(tmp_path / "out" / "prediction.json")!r}).read())["models"]["mst"]
+    answers.append([status, errors.getvalue(), figures["checkpoint"], figures.get("validation_auc")])
 print(json.dumps(answers))
 """
     with FakeHub() as hub:
         folder = save_model(small_mst_resnet, tmp_path / "mst")
         hub.files["me/mst"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        hub.files["me/bare"] = dict(hub.files["me/mst"])
+        hub.files["me/odd"] = {**hub.files["me/mst"], "metrics.json": b'{"auc": "high"}'}
+        hub.files["me/mst"]["metrics.json"] = b'{"auc": 0.875, "protocol": "measured elsewhere"}'
         hub.gated.add("ODELIA-AI/MST")
-        works, gated = json.loads(_run(command, hub.url, tmp_path / "home"))
+        works, bare, odd, gated = json.loads(_run(command, hub.url, tmp_path / "home"))
     assert works[0] == 0
+    assert works[2:] == ["me/mst", 0.875]
+    assert bare == [0, "", "me/bare", None]
+    assert odd[0] == 2
+    assert odd[1].startswith("mst predict: me/odd: its metrics.json is damaged")
     record = json.loads((tmp_path / "out" / "prediction.json").read_text())
-    assert record["models"]["mst"]["checkpoint"] == "me/mst"
+    assert record["models"]["mst"]["checkpoint"] == "me/bare"
     assert record["models"]["mst"]["title"] == "Medical Slice Transformer with a 2D ResNet"
     assert record["models"]["mst"]["method"] == "gradcam++"
     assert len(record["models"]["mst"]["slice_weights"]) == 8

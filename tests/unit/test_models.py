@@ -59,9 +59,7 @@ def test_padded_slices_do_not_change_the_logits(name: str, request) -> None:
 
 def test_padded_slices_are_not_encoded(small_mst: SliceTransformer) -> None:
     seen = []
-    hook = small_mst.encoder.register_forward_pre_hook(
-        lambda _m, _a, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
-    )
+    hook = small_mst.encoder.embeddings.register_forward_pre_hook(lambda _m, args: seen.append(len(args[0])))
     mask = torch.zeros(1, 8, dtype=torch.bool)
     mask[0, 5:] = True
     small_mst(torch.randn(1, 1, 8, 24, 24), mask)

@@ -339,3 +339,16 @@ def test_no_download(tmp_path: Path, download: Download, capsys) -> None:
     assert err.count("\n") == 1
     with pytest.raises(SystemExit):
         main(download.command("--size", "3"))
+
+
+def test_a_broken_number_in_a_header_is_told(download: Download, capsys) -> None:
+    download.reads([nodule("1", outlined(download.images))])
+    file = sorted(download.series_folder.glob("*.dcm"))[3]
+    whole = file.read_bytes()
+    at = whole.index(b"\x20\x00\x13\x00IS")  # InstanceNumber, its length in the two bytes after its type
+    length = int.from_bytes(whole[at + 6 : at + 8], "little")
+    file.write_bytes(whole[: at + 8] + b"x" * length + whole[at + 8 + length :])
+    assert main(download.command()) == 2
+    errors = capsys.readouterr().err
+    assert "holds a number that is none" in errors
+    assert "Traceback" not in errors

@@ -141,3 +141,15 @@ def test_no_download(tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     assert main(command(tmp_path / "empty", tmp_path / "out")) == 2
     assert "give the folder MRNet-v1.0" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_is_not_told_as_a_damaged_examination(
+    download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def broken(shape: object) -> None:
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr("mst.data.mrnet.knee_affine", broken)
+    with pytest.raises(ValueError, match="shapes do not match"):
+        main(command(download, tmp_path / "out"))
+    assert "a fault of this program" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_large_with_a_slice_transformer_says_what_was_assumed(tmp_path: Path) ->
 def test_only_shown_slices_are_encoded(tmp_path: Path) -> None:
     model = _convert(tmp_path, dino_state(1, layers=1))
     seen = []
-    hook = model.encoder.register_forward_hook(lambda _m, _i, out: seen.append(len(out.pooler_output)))
+    hook = model.encoder.embeddings.register_forward_hook(lambda _m, _i, out: seen.append(len(out)))
     explain(model, _volume(4, 224, 224), padding_mask=_mask(4, 0, 3))
     hook.remove()
     assert seen == [2]

@@ -22,7 +22,8 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 from mst.data import ManifestError, read_manifest
 from mst.models import ResNetSliceTransformer, load_model
 from mst.models.encoders import interpolate_positions, paper_encoder
-from mst.preprocess import prepare
+from mst.preprocess import mask_centroid, prepare
+from mst.scans import read_mask, read_scan, write_nifti
 from mst.tasks import TASKS
 from mst.training.augment import Augmentation, pick_view
 from mst.training.cases import load_cases, split
@@ -97,6 +98,36 @@ def test_no_patient_is_on_both_sides_of_a_split(data: Path) -> None:
 def test_what_a_model_is_tested_on_takes_the_dashboards_path(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
     assert torch.equal(case.prepare(GRID).volume, prepare(case.scan, CHEST, case.center, GRID).volume)
+
+
+@pytest.mark.parametrize("kind", ["as it is", "other axes", "small values", "moved", "elsewhere"])
+def test_training_reads_a_mask_as_evaluation_does(data: Path, tmp_path: Path, kind: str) -> None:
+    case = read_manifest(data, CHEST.classes)[0]
+    scan, mask = read_scan(case.image), read_scan(case.mask)
+    voxels, affine = mask.voxels, mask.affine.copy()
+    if kind == "other axes":
+        voxels, affine = (
+            voxels[::-1],
+            affine @ np.array([[-1, 0, 0, len(voxels) - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        )
+    elif kind == "small values":
+        voxels = voxels * np.float32(0.25)
+    elif kind == "moved":
+        affine[:3, 3] += affine[:3, :3] @ (3, -2, 1)
+    elif kind == "elsewhere":
+        affine[:3, 3] += 5000
+    write_nifti(voxels, affine, tmp_path / "mask.nii.gz")
+    moved = replace(case, mask=tmp_path / "mask.nii.gz")
+    if kind == "elsewhere":
+        with pytest.raises(ManifestError, match=r"row 2: The mask mask\.nii\.gz does not overlap the scan"):
+            load_cases([moved], CHEST)
+        return
+    loaded = load_cases([moved], CHEST)[0]
+    seen = read_mask(tmp_path / "mask.nii.gz", scan, same_shape=True)
+    assert np.array_equal(scan.from_canonical(loaded.mask.astype(np.uint8)) > 0, seen)
+    shift = mask_centroid(seen, scan) - mask_centroid(mask.voxels > 0, scan)
+    assert np.allclose(shift, affine[:3, :3] @ (3, -2, 1) if kind == "moved" else 0, atol=1e-3)
+    assert np.allclose(loaded.center, mask_centroid(seen, scan), atol=1e-6)
 
 
 def test_the_manifests_centre_goes_before_the_masks(data: Path) -> None:

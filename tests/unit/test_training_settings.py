@@ -297,10 +297,10 @@ def _broken(folder: Path, kind: str) -> str:
             np.eye(4),
             folder / "m1.nii.gz",
         )
-        told = "cases.csv, row 3: the mask m1.nii.gz has 4 x 5 x 6 voxels, but the image i1.nii.gz has 48 x 48 x 24"
+        told = "cases.csv, row 3: The mask m1.nii.gz has 4 x 5 x 6 voxels, its scan 48 x 48 x 24"
     elif kind == "damaged":
         (folder / "m2.nii.gz").write_bytes(b"nothing")
-        told = "cases.csv, row 4: m2.nii.gz cannot be read"
+        told = "cases.csv, row 4: The mask cannot be used: m2.nii.gz is not a compressed NIfTI"
     else:
         shutil.rmtree(folder)
         told = "There is no manifest"
