@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset
 from scan_files import AXIAL, SHAPE, dicom_series, enhanced_dicom, tilted
 
 from mst.dicom_export import QUANTILE, DicomExportError, why_not, write_dicom_saliency
-from mst.prediction import DISCLAIMER, Prediction, Spot
+from mst.prediction import Prediction, Spot
+from mst.words import DISCLAIMER
 from mst.preprocess import locate
 from mst.scans import Scan, ScanError, read_scan, subtract, write_nifti
 from mst.tasks import Grid

@@ -11,7 +11,7 @@ from pypdf import PdfReader
 import mst
 from mst.data.examples import example_scan
 from mst.pdf_report import _lines, _View, report_pdf
-from mst.prediction import DISCLAIMER
+from mst.words import DISCLAIMER
 from mst.preprocess import AXES
 from mst.results import display_window, prediction_record
 from mst.scans import Scan

@@ -12,7 +12,7 @@ import mst
 from mst.dashboard.explore import _checkpoint_choices
 from mst.data.examples import example_scan
 from mst.models.loading import save_model
-from mst.prediction import DISCLAIMER
+from mst.words import DISCLAIMER
 from mst.preprocess import AXES
 from mst.results import prediction_record, scan_notes, write_results
 from mst.scans import Scan
