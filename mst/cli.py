@@ -268,7 +268,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     read_manifest(args.manifest, get_task(args.task).classes)
 
     from mst.evaluation import evaluate
-    from mst.prediction import LABELS
 
     metrics = evaluate(
         args.manifest,
@@ -279,10 +278,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         tta=args.tta,
         on_case=_told,
     )
-    width = max(len(LABELS[name]) for name in metrics["models"])
-    for name, found in metrics["models"].items():
+    width = max(len(found["title"]) for found in metrics["models"].values())
+    for found in metrics["models"].values():
         low, high = found["auc_ci95"]
-        print(f"{LABELS[name]:<{width}}  AUC {found['auc']:.3f} (95% CI {low:.3f} to {high:.3f})")
+        print(f"{found['title']:<{width}}  AUC {found['auc']:.3f} (95% CI {low:.3f} to {high:.3f})")
     if "comparison" in metrics:
         p = metrics["comparison"]["delong_p"]
         print("DeLong's paired test: " + ("p unknown" if p is None else f"p = {p:.3f}"))
@@ -400,7 +399,8 @@ def _predict(args: argparse.Namespace) -> int:
 
     # Imported once the input has proved readable: torch takes seconds, and bad input should be told at once.
     from mst.prediction import LABELS, predict
-    from mst.results import scan_notes, write_results
+    from mst.results import scan_notes, scan_warnings, write_results
+    from mst.words import clipped
 
     results = predict(
         scan,
@@ -414,8 +414,9 @@ def _predict(args: argparse.Namespace) -> int:
     task = get_task(args.task)
     notes = [*scan.notes, *scan_notes(scan, task)]
     files = write_results(args.out, scan, task, results, mask, tell=notes.append)
-    for note in notes:
-        print(f"note: {note}")
+    warnings = scan_warnings(scan, task)
+    for note in sorted(notes, key=warnings.__contains__):  # a warning stands right above the answers
+        print(f"{'warning' if note in warnings else 'note'}: {clipped(note)}")
     print(next(iter(results.values())).spot.text)
     titles = {name: result.title or LABELS[name] for name, result in results.items()}
     width = max(map(len, titles.values()))

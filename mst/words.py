@@ -19,7 +19,7 @@ METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "
 # A map is first shown from this part of its own maximum up: in the viewer, both reports and the DICOM segmentation.
 # A quantile would not do: where a map is one peak, nine tenths of the region lie below 1% of its maximum.
 SHOWN_FROM = 0.4
-SHOWN = f"above {100 * SHOWN_FROM:.0f}% of its maximum"
+SHOWN = f"above {100 * SHOWN_FROM:.0f}% of maximum"
 
 # What is measured against a lesion's mask (`mst.saliency.metrics`), by the measure's key.
 MEASURES = {

@@ -22,7 +22,14 @@ from mst.models import CheckpointError, list_checkpoints
 from mst.models.loading import checkpoint_grid, checkpoints_folder
 from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
 from mst.preprocess import locate
-from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
+from mst.results import (
+    display_window,
+    prediction_record,
+    results_payload,
+    scan_notes,
+    scan_warnings,
+    write_results,
+)
 from mst.scans import Scan, ScanError
 from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
@@ -282,7 +289,7 @@ def _explain(
         viewer = viewer_html(results_payload(scan, task, results, lesion))
         return [
             facts,
-            cards.prediction_cards(task, results) + viewer,
+            cards.prediction_cards(task, results, scan_warnings(scan, task)) + viewer,
             gr.update(visible=True),
             *(gr.update(interactive=False, visible=_made(name, scan, results)) for name in FILES),
         ]

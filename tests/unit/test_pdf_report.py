@@ -11,11 +11,11 @@ from pypdf import PdfReader
 import mst
 from mst.data.examples import example_scan
 from mst.pdf_report import _lines, _View, report_pdf
-from mst.words import DISCLAIMER
 from mst.preprocess import AXES
 from mst.results import display_window, prediction_record
 from mst.scans import Scan
 from mst.tasks import TASKS, Plane
+from mst.words import DISCLAIMER
 
 CHEST = TASKS["chest-ct"]
 

@@ -12,11 +12,11 @@ import mst
 from mst.dashboard.explore import _checkpoint_choices
 from mst.data.examples import example_scan
 from mst.models.loading import save_model
-from mst.words import DISCLAIMER
 from mst.preprocess import AXES
 from mst.results import prediction_record, scan_notes, write_results
 from mst.scans import Scan
 from mst.tasks import TASKS
+from mst.words import DISCLAIMER
 
 CHEST = TASKS["chest-ct"]
 
