@@ -16,7 +16,7 @@ from gradio.utils import get_upload_folder
 from mst.coordinates import parse_center
 from mst.dashboard import cards
 from mst.dashboard.store import belong_together, open_scan, recall, remember
-from mst.data.examples import EXAMPLES, example_file
+from mst.data.examples import EXAMPLES, example_center, example_file, example_of
 from mst.dicom_export import why_not
 from mst.models import CheckpointError, list_checkpoints
 from mst.models.loading import checkpoint_grid, checkpoints_folder
@@ -209,11 +209,20 @@ def _choose_task(key: str) -> list[Any]:
 
 
 def _newest_upload(files: list[str] | None, before: list[str], key: str) -> tuple[Any, list[str], str, str]:
-    """(scan, uploaded, centre, results): Gradio adds an upload to what is there; a new scan should replace it."""
+    """(scan, uploaded, centre, results): Gradio adds an upload to what is there; a new scan should replace it.
+
+    An example opens on its lesion.
+    """
     files = files or []
     new = [file for file in files if file not in before]
     kept = new if new and not belong_together(before, new, get_task(key)) else files
-    return (gr.skip() if kept == files else kept), kept, "", ""
+    return (gr.skip() if kept == files else kept), kept, _lesion_of_example(kept), ""
+
+
+def _lesion_of_example(files: Sequence[str]) -> str:
+    """The centre of an example's lesion as the page writes it; "" for any other scan."""
+    key = example_of(Path(files[0]), _examples_folder()) if len(files) == 1 else None
+    return "" if key is None else ", ".join(f"{v:.1f}" for v in example_center(key))
 
 
 def _show_scan(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -47,8 +48,10 @@ def example_outlines() -> dict[str, Outline]:
     return read_named_outlines(OUTLINES)
 
 
-def _chest(key: str, seed: int, at_pleura: bool = False) -> Callable[[], tuple[Scan, np.ndarray]]:
-    return lambda: simulate_chest_ct(seed, example_outlines()[key], at_pleura=at_pleura)
+def _chest(
+    key: str, seed: int, at_pleura: bool = False, lung: Literal["right", "left"] = "right"
+) -> Callable[[], tuple[Scan, np.ndarray]]:
+    return lambda: simulate_chest_ct(seed, example_outlines()[key], at_pleura=at_pleura, lung=lung)
 
 
 EXAMPLES: tuple[Example, ...] = (
@@ -60,7 +63,12 @@ EXAMPLES: tuple[Example, ...] = (
         "chest-ct",
         _chest("chest-pleural", 11, at_pleura=True),
     ),
-    Example("chest-ground-glass", "Ground-glass nodule, 15 mm", "chest-ct", _chest("chest-ground-glass", 8)),
+    Example(
+        "chest-ground-glass",
+        "Ground-glass nodule, 15 mm",
+        "chest-ct",
+        _chest("chest-ground-glass", 8, lung="left"),
+    ),
     Example(
         "breast", "Both breasts, enhancing mass on the left", "breast-mri", lambda: simulate_breast_mri(2)
     ),
@@ -78,6 +86,38 @@ def example_with_mask(key: str) -> tuple[Scan, np.ndarray]:
     return {example.key: example for example in EXAMPLES}[key].make()
 
 
+@lru_cache
+def example_center(key: str) -> tuple[float, float, float]:
+    """Where an example's lesion is: the voxel of its mask that is nearest to the mask's centroid, RAS millimetres.
+
+    An example opens on it: a scan of a nodule that lies beside its middle would else be explained on empty lung.
+
+    Raises:
+        KeyError: there is no example of that name.
+    """
+    scan, mask = example_with_mask(key)
+    marked = scan.voxel_to_world(np.argwhere(mask))
+    nearest = marked[np.argmin(((marked - marked.mean(axis=0)) ** 2).sum(axis=1))]
+    x, y, z = (round(float(v), 1) for v in nearest)
+    return x, y, z
+
+
+def example_of(file: Path, folder: Path) -> str | None:
+    """The key of the example that a file is a copy of, by its name and its bytes.
+
+    Args:
+        file: that somebody opened.
+        folder: where `example_file` writes.
+
+    Returns:
+        None where it is another file.
+    """
+    for example in EXAMPLES:
+        if file.name == _file_name(example.key):
+            return example.key if file.read_bytes() == example_file(example.key, folder).read_bytes() else None
+    return None
+
+
 def example_scan(key: str) -> Scan:
     """An example as a scan."""
     return example_with_mask(key)[0]
@@ -85,7 +125,7 @@ def example_scan(key: str) -> Scan:
 
 def example_file(key: str, folder: Path) -> Path:
     """An example as a NIfTI file in a folder, made once; the same bytes each time."""
-    path = folder / f"simulated-{key}.nii.gz"
+    path = folder / _file_name(key)
     if not path.exists():
         scan = example_scan(key)
         # Whole numbers of 16 bits: an eighth of the size, and nothing is lost.
@@ -98,3 +138,7 @@ def example_file(key: str, folder: Path) -> Path:
         nib.save(image, partial)
         Path(partial).replace(path)  # whole or not at all: two visitors may ask at once
     return path
+
+
+def _file_name(key: str) -> str:
+    return f"simulated-{key}.nii.gz"
