@@ -347,8 +347,9 @@ def _answer(
     document.box(x, top, width, height, PANEL)
     document.box(x, top, 0.9, height, colour)
     y = top + 6.5
-    title = _shortened(result.title or LABELS[name], width - 2 * pad, 10, bold=True)
-    document.write(title, x + pad, y, 10, text, bold=not doubtful)
+    title, room = result.title or LABELS[name], width - 2 * pad
+    size = 10.0 if len(_lines(title, room, 10, bold=True)) == 1 else 8.5
+    document.write(_shortened(title, room, size, bold=True), x + pad, y, size, text, bold=not doubtful)
     if doubtful:
         y += 4.5
         document.write(DOUBTFUL, x + pad, y, 8.5, DOUBT, bold=True)

@@ -33,7 +33,7 @@ MEASURES = {
 DOUBTFUL = "Do not trust this answer"
 
 LONGEST_NAME = 160  # letters of a name that a file brings; a DICOM text should have 64
-LONGEST_TEXT = 2000  # of a sentence that holds such names
+LONGEST_TEXT = 1000  # of a sentence that holds such names
 # Control characters, and those that turn the direction of all text after them.
 UNSHOWN = r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 

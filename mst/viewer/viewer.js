@@ -420,8 +420,8 @@
       const most = Math.max(...this.layers.map((layer) => layer.max), 1e-12);
       const scales = {
         threshold: ["Show top", 0.1, 100, 0.1, (v) => 100 * (1 - v), (s) => 1 - s / 100, (v) => `${Number((100 * (1 - v)).toPrecision(3))}%`],
-        maximum: ["Show above", 0, 100, 1, (v) => 100 * v, (s) => s / 100, (v) => `${Math.round(100 * v)}% of max.`],
-        value: ["Show above", 0, most, most / 500, (v) => v, (s) => s, (v) => v.toPrecision(2)],
+        maximum: ["Above", 0, 100, 1, (v) => 100 * v, (s) => s / 100, (v) => `${Math.round(100 * v)}% of max.`],
+        value: ["Above", 0, most, most / 500, (v) => v, (s) => s, (v) => v.toPrecision(2)],
       };
       const input = element("input", { type: "range", "data-control": "threshold", oninput: () => {
         const { by } = this.view;
@@ -433,7 +433,7 @@
         input.value = to(view[view.by]);
         name.textContent = label;
         out.textContent = words(view[view.by]);
-        input.setAttribute("aria-label", label);
+        input.setAttribute("aria-label", view.by === "threshold" ? label : "Show above");
         input.setAttribute("aria-valuetext", out.textContent);
       });
       return element("label", { class: "mstv-range" }, name, input, out);
