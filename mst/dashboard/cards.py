@@ -101,8 +101,8 @@ def prediction_cards(task: Task, results: Mapping[str, Prediction], warnings: Se
             if len(agree) == 1
             else "The two models <strong>disagree</strong>."
         )
-    said = "".join(f"<li>{escape(clipped(warning))}</li>" for warning in warnings)
-    said = f'<ul class="mst-warnings" role="alert">{said}</ul>' if said else ""
+    said = "".join(f"<p>{escape(clipped(warning))}</p>" for warning in warnings)
+    said = f'<div class="mst-warnings" role="alert">{said}</div>' if said else ""
     return f"""
 <section class="mst-predictions{" mst-doubtful" if doubtful else ""}" aria-label="Predictions">
   <div class="mst-question"><h2>{escape(task.question)}</h2>{said}<p>{verdict} {escape(first.spot.text)}</p></div>

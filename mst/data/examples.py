@@ -102,22 +102,6 @@ def example_center(key: str) -> tuple[float, float, float]:
     return x, y, z
 
 
-def example_of(file: Path, folder: Path) -> str | None:
-    """The key of the example that a file is a copy of, by its name and its bytes.
-
-    Args:
-        file: that somebody opened.
-        folder: where `example_file` writes.
-
-    Returns:
-        None where it is another file.
-    """
-    for example in EXAMPLES:
-        if file.name == _file_name(example.key):
-            return example.key if file.read_bytes() == example_file(example.key, folder).read_bytes() else None
-    return None
-
-
 def example_scan(key: str) -> Scan:
     """An example as a scan."""
     return example_with_mask(key)[0]
@@ -125,7 +109,7 @@ def example_scan(key: str) -> Scan:
 
 def example_file(key: str, folder: Path) -> Path:
     """An example as a NIfTI file in a folder, made once; the same bytes each time."""
-    path = folder / _file_name(key)
+    path = folder / f"simulated-{key}.nii.gz"
     if not path.exists():
         scan = example_scan(key)
         # Whole numbers of 16 bits: an eighth of the size, and nothing is lost.
@@ -138,7 +122,3 @@ def example_file(key: str, folder: Path) -> Path:
         nib.save(image, partial)
         Path(partial).replace(path)  # whole or not at all: two visitors may ask at once
     return path
-
-
-def _file_name(key: str) -> str:
-    return f"simulated-{key}.nii.gz"
