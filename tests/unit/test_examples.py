@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from scipy.ndimage import label
 from small_study import round_outline
 
