@@ -18,13 +18,14 @@ import torch
 
 from mst.models.base import ScanClassifier
 from mst.models.loading import checkpoint_name
-from mst.prediction import SHORT_LABELS, cached_model, predict, resolve_checkpoints
+from mst.prediction import cached_model, predict, resolve_checkpoints
 from mst.preprocess import AXES, ModelInput, prepare
 from mst.results import results_payload
 from mst.saliency import explain
 from mst.saliency.flips import explain_flips
 from mst.scans import Scan
 from mst.tasks import Task, get_task
+from mst.words import short_label
 
 STATUS = Path("/proc/self/status")  # Linux; elsewhere memory is not measured
 QUARTILES = (25, 50, 75)
@@ -70,13 +71,13 @@ def bench(
         steps |= {f"{name} {step}": run for step, run in of_model.items()}
     pairs: dict[str, tuple[str, str]] = {}
     for name in loaded:
-        label = SHORT_LABELS[name]
+        label = short_label(name, loaded[name].title)
         pairs[f"{label}: answer and map / answer alone"] = (f"{name} explain", f"{name} answer")
         pairs[f"{label}: eight flips / one"] = (f"{name} flips", f"{name} explain")
         pairs[f"{label}: cutting out the region / answer and map"] = (f"{name} prepare", f"{name} explain")
     if len(loaded) > 1:
         first, second = loaded
-        labels = f"{SHORT_LABELS[first]} / {SHORT_LABELS[second]}"
+        labels = " / ".join(short_label(name, loaded[name].title) for name in loaded)
         pairs[f"answer alone, {labels}"] = (f"{first} answer", f"{second} answer")
         pairs[f"answer and map, {labels}"] = (f"{first} explain", f"{second} explain")
     pairs["the viewer's data / the whole prediction"] = ("viewer", "predict")
@@ -144,7 +145,7 @@ def _memory(task: Task, chosen: Mapping[str, str]) -> dict[str, dict[str, float]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name, checkpoint in chosen.items():
             answer, explain_too = pool.apply(_peaks, (task.key, checkpoint))
-            what = f"{SHORT_LABELS[name]}: answer and map / answer alone"
+            what = f"{short_label(name, cached_model(checkpoint).title)}: answer and map / answer alone"
             found[what] = _spread(np.array([explain_too / answer]))
     return found
 

@@ -84,6 +84,17 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--pre", type=Path, metavar="SCAN", help="pre-contrast scan, subtracted (breast-mri)"
     )
+    predict.add_argument(
+        "--segment",
+        metavar="NAME",
+        help="of a DICOM segmentation as mask: the one that counts (default: all)",
+    )
+    predict.add_argument(
+        "--hu-shift",
+        type=float,
+        metavar="HU",
+        help="added to all values, where a CT's are not Hounsfield units (a note says so): such as -1024",
+    )
     predict.add_argument("--tta", action="store_true", help="average over the eight flips")
     predict.add_argument("--mst", metavar="CHECKPOINT", help="folder or hub repository of the MST")
     predict.add_argument("--resnet", metavar="CHECKPOINT", help="folder or hub repository of the 3D ResNet")
@@ -282,7 +293,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     read_manifest(args.manifest, get_task(args.task).classes)
 
     from mst.evaluation import evaluate
-    from mst.prediction import LABELS
     from mst.results import missing_models
 
     metrics = evaluate(
@@ -294,10 +304,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         tta=args.tta,
         on_case=_told,
     )
-    width = max(len(LABELS[name]) for name in metrics["models"])
-    for name, found in metrics["models"].items():
+    width = max(len(found["title"]) for found in metrics["models"].values())
+    for found in metrics["models"].values():
         low, high = found["auc_ci95"]
-        print(f"{LABELS[name]:<{width}}  AUC {found['auc']:.3f} (95% CI {low:.3f} to {high:.3f})")
+        print(f"{found['title']:<{width}}  AUC {found['auc']:.3f} (95% CI {low:.3f} to {high:.3f})")
     for note in missing_models(get_task(args.task), metrics["models"]):
         print(f"note: {note}")
     if "comparison" in metrics:
@@ -408,16 +418,21 @@ def _predict(args: argparse.Namespace) -> int:
     if args.task is None:
         raise InputError(f"say which study it is: --task {', '.join(TASKS)} (see mst predict --help)")
     from mst.scans import read_mask, read_scan, subtract
+    from mst.scans.hounsfield import shifted
 
     center = parse_center(args.center)
     scan = read_scan(args.scan)
     if args.pre:
         scan = subtract(scan, read_scan(args.pre))
-    mask = read_mask(args.mask, scan) if args.mask else None
+    if args.hu_shift:
+        scan = shifted(scan, args.hu_shift)
+    told: list[str] = []
+    mask = read_mask(args.mask, scan, segment=args.segment, tell=told.append) if args.mask else None
 
     # Imported once the input has proved readable: torch takes seconds, and bad input should be told at once.
     from mst.prediction import LABELS, predict
-    from mst.results import missing_models, scan_notes, write_results
+    from mst.results import missing_models, scan_notes, scan_warnings, write_results
+    from mst.words import clipped
 
     results = predict(
         scan,
@@ -429,10 +444,11 @@ def _predict(args: argparse.Namespace) -> int:
         tta=args.tta,
     )
     task = get_task(args.task)
-    notes = [*scan.notes, *scan_notes(scan, task), *missing_models(task, results)]
+    notes = [*scan.notes, *told, *scan_notes(scan, task), *missing_models(task, results)]
     files = write_results(args.out, scan, task, results, mask, tell=notes.append)
-    for note in notes:
-        print(f"note: {note}")
+    warnings = scan_warnings(scan, task)
+    for note in sorted(notes, key=warnings.__contains__):  # a warning stands right above the answers
+        print(f"{'warning' if note in warnings else 'note'}: {clipped(note)}")
     print(next(iter(results.values())).spot.text)
     titles = {name: result.title or LABELS[name] for name, result in results.items()}
     width = max(map(len, titles.values()))
@@ -447,11 +463,11 @@ def _predict(args: argparse.Namespace) -> int:
 def _predict_cohort(args: argparse.Namespace) -> int:
     from mst.data import read_manifest
 
-    for option in ("center", "side", "mask", "pre"):
+    for option in ("center", "side", "mask", "pre", "segment", "hu_shift"):
         if getattr(args, option) is not None:
             raise InputError(
-                f"--{option} goes with one SCAN; a manifest gives each case's place in its columns mask or "
-                "center_x, center_y, center_z"
+                f"--{option.replace('_', '-')} goes with one SCAN; a manifest gives each case's place in its columns "
+                "mask or center_x, center_y, center_z"
             )
     study = get_task(args.task or "chest-ct")
     # Before torch is imported, which takes seconds: a bad manifest should be told at once.

@@ -150,7 +150,9 @@ def _folders(cases: Sequence[Case]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken = {PREDICTIONS}
     for case in cases:
-        name = again = re.sub(r"[^\w.-]+", "_", case.name).strip(".")[:100] or "case"
+        # A file system counts bytes, of which a letter may have four.
+        name = re.sub(r"[^\w.-]+", "_", case.name).encode(errors="ignore")[:100].decode(errors="ignore")
+        name = again = name.strip(".") or "case"
         number = 1
         # Some file systems take capitals and small letters for the same.
         while again.lower() in taken:

@@ -25,15 +25,15 @@ from pydicom.valuerep import DA, TM
 
 import mst
 from mst.errors import InputError
-from mst.prediction import DISCLAIMER, METHOD_LABELS, SHORT_LABELS, Prediction
+from mst.prediction import LABELS, Prediction
 from mst.scans import Scan
+from mst.words import DISCLAIMER, METHOD_LABELS, SHOWN, SHOWN_FROM, short_label
 
 if TYPE_CHECKING:
     from mst.scans.source import DicomSource
 
 log = logging.getLogger(__name__)
 
-QUANTILE = 0.9  # of the map within the region: what the viewer shows first
 SOFTWARE = "Medical Slice Transformer dashboard"
 FIRST_SERIES_NUMBER = 9001  # beyond those of the scanner
 NAMES = {
@@ -152,17 +152,17 @@ def parametric_map(scan: Scan, name: str, result: Prediction, series_number: int
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[VOILUTTransformation(window_center=middle, window_width=2 * middle)],
         content_label="SALIENCY",
-        **_common(name, result, f"{SHORT_LABELS[name]} {label}", series_number),
+        **_common(name, result, "", series_number),
         contains_recognizable_visual_features=False,
     )
     return _finished(made, source, box[2])
 
 
 def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) -> Dataset | None:
-    """The part of the region where a model's saliency is strongest, as a binary Segmentation.
+    """Where a model's saliency is strongest, as a binary Segmentation.
 
-    It holds the voxels at and above the map's 0.9 quantile within the region that the model saw: what the viewer
-    shows first. It is not a lesion's outline, and says so.
+    It holds the voxels from `mst.words.SHOWN_FROM` of the map's maximum up: what the viewer shows first. It is not a
+    lesion's outline, and says so.
 
     Args:
         scan, name, result, series_number: as for `parametric_map`.
@@ -177,17 +177,13 @@ def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) 
     from pydicom.sr.codedict import codes
 
     source, box = _source_of(scan), _box(scan, result)
-    inside = result.saliency[box]
-    if not inside.any():
-        return None
-    threshold = float(np.quantile(inside, QUANTILE))
     frames = _frames(result.saliency, box)
-    strongest = (frames > 0) & (frames >= threshold)
-    label = f"{SHORT_LABELS[name]} {METHOD_LABELS[result.method]}"
-    share = f"strongest {100 * (1 - QUANTILE):.0f}%"
+    if not frames.any():
+        return None
+    strongest = (frames > 0) & (frames >= SHOWN_FROM * frames.max())
     segment = SegmentDescription(
         segment_number=1,
-        segment_label=_text(f"{label}, {share} of its region"),
+        segment_label=_text(f"{_label(name, result)}, {SHOWN}"),
         segmented_property_category=CodedConcept(*SPATIAL_CONCEPT),
         segmented_property_type=CodedConcept(*_concept(result)),
         algorithm_type="AUTOMATIC",
@@ -196,7 +192,7 @@ def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) 
             family=codes.DCM.ArtificialIntelligence,
             version=mst.__version__,
             source=SOFTWARE,
-            parameters={"method": result.method, "quantile": f"{QUANTILE:g}"},
+            parameters={"method": result.method, "part of maximum": f"{SHOWN_FROM:g}"},
         ),
         display_color=CIELabColor.from_rgb(*COLOURS[name]),
     )
@@ -209,7 +205,7 @@ def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) 
         # Slices between two that hold a part of it are wanted, or readers would not see one volume.
         omit_empty_frames=False,
         content_label="SALIENCY",
-        **_common(name, result, f"{label}, {share}", series_number),
+        **_common(name, result, f", {SHOWN}", series_number),
     )
     return _finished(made, source, box[2])
 
@@ -299,20 +295,25 @@ def _measures(source: DicomSource) -> Dataset:
     )
 
 
-def _common(name: str, result: Prediction, what: str, series_number: int) -> dict[str, Any]:
-    """What both kinds of object say of themselves."""
+def _label(name: str, result: Prediction) -> str:
+    return f"{short_label(name, result.title)} {METHOD_LABELS[result.method]}"
+
+
+def _common(name: str, result: Prediction, part: str, series_number: int) -> dict[str, Any]:
+    """What both kinds of object say of themselves; `part` is which part of the map it is, after its name."""
+    label = _label(name, result)
     return {
         "series_instance_uid": generate_uid(),
         "series_number": series_number,
         "sop_instance_uid": generate_uid(),
         "instance_number": 1,
         "manufacturer": SOFTWARE,
-        "manufacturer_model_name": _text(result.title or SHORT_LABELS[name]),
+        "manufacturer_model_name": _text(result.title or LABELS[name]),
         "software_versions": mst.__version__,
         # Which of the models that could stand here it is: for software the standard leaves the number open.
         "device_serial_number": _text(result.checkpoint),
-        "series_description": _text(f"Research only: {what}"),
-        "content_description": _text(f"Research only, not for diagnosis: {what}"),
+        "series_description": _text(f"Research only: {label}{part}"),
+        "content_description": _text(f"Research only, not for diagnosis: {label}"),
     }
 
 

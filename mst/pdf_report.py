@@ -6,51 +6,57 @@ Two A4 pages, more only where a scan has many notes. Text can be selected and se
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from threading import Lock
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import LoadFlags
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
 
 import mst
-from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, SHORT_LABELS, Prediction
+from mst.drawing import drawing
+from mst.prediction import LABELS, Prediction
 from mst.preprocess import AXES
 from mst.scans import Scan
 from mst.tasks import Task, Window
-
-# It would tell a read-only home folder, or a letter that its font lacks, on standard error.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+from mst.words import (
+    DISCLAIMER,
+    DOUBTFUL,
+    LONGEST_NAME,
+    MEASURES,
+    METHOD_LABELS,
+    SHOWN_FROM,
+    clipped,
+    measured,
+    short_label,
+)
 
 SOFTWARE = "Medical Slice Transformer dashboard"
 WIDTH, HEIGHT = 210.0, 297.0  # A4 in millimetres
 LEFT, RIGHT, BOTTOM = 16.0, 194.0, 276.0
 POINT = 25.4 / 72  # millimetres
 TEXT, MUTED, LINE, PANEL, WARNING = "#171b24", "#4c5566", "#d5dae2", "#f5f7f9", "#7a3e05"
+DOUBT, DIMMED = "#a02d1f", "#9aa3b2"
+GROUND = {WARNING: "#fdf3e4", DOUBT: "#fbe9e6"}
+FONT = "DejaVu Sans"
+MISSING = 1.2  # width of the sign for a letter that the font lacks, as a part of the font's size
+# Fonts are embedded whole enough to be searched, and a "$" in a name starts no formula.
+SETTINGS = {"pdf.fonttype": 42, "font.family": FONT, "text.parse_math": False}
 COLOURS = {"mst": "#0f7377", "resnet": "#b45309"}
 MAP = colormaps["viridis"]
 DOTS_PER_INCH = 220
 # As the viewer first shows a map.
-QUANTILE, OPACITY, MARGIN = 0.9, 0.6, 0.2
+OPACITY, MARGIN = 0.6, 0.2
 # The letters at both ends of a canonical axis: where its index grows to, and where it comes from.
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
-MEASURES = {
-    "pointing_game": "The map's maximum lies within 2 mm of the lesion",
-    "top_slice_in_lesion": "The most weighted slice shows the lesion",
-    "share_inside": "Share of the saliency inside the lesion",
-    "dice": "Dice of the mask and the strongest 0.1% of the region",
-    "iou": "Intersection over union of the same",
-    "average_surface_distance_mm": "Average distance of their surfaces",
-}
 HOW_TO_READ = (
     "Attention and Grad-CAM show what a model attended to, not why, and not where a lesion ends. The two maps have no "
     "common unit: each is coloured up to its own maximum. The probabilities are those of two neural networks for the "
@@ -111,9 +117,6 @@ class _View:
         return float(x), float(y), float(width), float(height)
 
 
-_drawing = Lock()  # Matplotlib's settings are the process's: two reports at once would change each other's
-
-
 def report_pdf(
     record: Mapping[str, Any],
     scan: Scan,
@@ -136,12 +139,14 @@ def report_pdf(
         The PDF's bytes.
     """
     now = datetime.now().astimezone()
-    document = _Document(str(record["scan"]["name"]), now)
-    with _drawing, rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans", "text.parse_math": False}):
-        _result(document, scan, task, results, window, mask)
+    name = clipped(record["scan"]["name"], LONGEST_NAME)
+    warnings = [str(warning) for warning in record["scan"]["warnings"]]
+    with drawing(SETTINGS):
+        document = _Document(name, now)
+        _result(document, scan, task, results, window, mask, warnings)
         document.new_page()
         _details(document, record, scan, results)
-        return document.saved(f"{task.title} - {record['scan']['name']}", task.question)
+        return document.saved(f"{task.title} - {name}", task.question)
 
 
 class _Document:
@@ -202,6 +207,17 @@ class _Document:
             self.y += leading
             self.write(line, x, self.y, size, colour, bold=bold)
         self.y += after
+
+    def boxed(self, text: str, colour: str) -> None:
+        """A sentence that nobody should miss, on a ground of its colour."""
+        size, pad = 8.5, 3.0
+        leading = 1.45 * size * POINT
+        lines = _lines(text, RIGHT - LEFT - 2 * pad, size, bold=True)
+        height = len(lines) * leading + 3.2
+        self.box(LEFT, self.y, RIGHT - LEFT, height, GROUND[colour])
+        for number, line in enumerate(lines, start=1):
+            self.write(line, LEFT + pad, self.y + 0.5 + number * leading, size, colour, bold=True)
+        self.y += height + 3.2
 
     def heading(self, text: str) -> None:
         if self.y > BOTTOM - 20:
@@ -282,25 +298,26 @@ def _result(
     results: Mapping[str, Prediction],
     window: Window,
     mask: np.ndarray | None,
+    warnings: Sequence[str],
 ) -> None:
     """The first page: the question, the answers and the slices behind them."""
     document.paragraph(task.title, 17, bold=True, after=0.5)
     document.paragraph(task.question, 11, MUTED, after=3)
-    document.box(LEFT, document.y, RIGHT - LEFT, 7.5, "#fdf3e4")
-    document.write(DISCLAIMER, LEFT + 3, document.y + 4.9, 8.5, WARNING, bold=True)
-    document.y += 11
+    document.boxed(DISCLAIMER, WARNING)
     first = next(iter(results.values()))
     if len(results) > 1:
         same = len({result.prediction for result in results.values()}) == 1
         verdict = f"Both models say {first.prediction}. " if same else "The two models disagree. "
     else:
         verdict = ""
-    document.paragraph(verdict + first.spot.text, 9.5, after=3)
+    for warning in warnings:
+        document.boxed(warning, DOUBT)
+    document.paragraph(verdict + first.spot.text, 9.5, MUTED if warnings else TEXT, after=3)
     top = document.y
     width = (RIGHT - LEFT - 6) / 2
     for number, (name, result) in enumerate(results.items()):
         document.y = top
-        _answer(document, name, result, LEFT + number * (width + 6), width)
+        _answer(document, name, result, LEFT + number * (width + 6), width, doubtful=bool(warnings))
     document.y += 1
     document.heading("Where each model looked")
     canonical = scan.canonical()
@@ -313,36 +330,45 @@ def _result(
     unit = f" {task.unit}" if task.unit else ""
     caption = (
         f"{window.name} window, {window.low:.4g} to {window.high:.4g}{unit}. Radiological convention. "
-        f"Colours from each map's {QUANTILE:g} quantile in the region to its maximum."
+        f"Each map is coloured above {100 * SHOWN_FROM:.0f}% of its maximum."
     )
     if lesion is not None:
         caption += " White outline: lesion mask."
     document.paragraph(caption, 7.5, MUTED, after=0)
 
 
-def _answer(document: _Document, name: str, result: Prediction, x: float, width: float) -> None:
-    """A model's probabilities as bars, with its measured AUC."""
+def _answer(
+    document: _Document, name: str, result: Prediction, x: float, width: float, doubtful: bool
+) -> None:
+    """A model's probabilities as bars, with its measured AUC; dimmed where they are not to be trusted."""
     top, pad = document.y, 3.5
-    document.box(x, top, width, 13 + 6.2 * len(result.probabilities) + 8, PANEL)
-    document.box(x, top, 0.9, 13 + 6.2 * len(result.probabilities) + 8, COLOURS[name])
+    height = 13 + 6.2 * len(result.probabilities) + 8 + (4.5 if doubtful else 0)
+    colour, text = (DIMMED, MUTED) if doubtful else (COLOURS[name], TEXT)
+    document.box(x, top, width, height, PANEL)
+    document.box(x, top, 0.9, height, colour)
     y = top + 6.5
-    document.write(_shortened(result.title or LABELS[name], width - 2 * pad, 10), x + pad, y, 10, bold=True)
+    title, room = result.title or LABELS[name], width - 2 * pad
+    size = 10.0 if len(_lines(title, room, 10, bold=True)) == 1 else 8.5
+    document.write(_shortened(title, room, size, bold=True), x + pad, y, size, text, bold=not doubtful)
+    if doubtful:
+        y += 4.5
+        document.write(DOUBTFUL, x + pad, y, 8.5, DOUBT, bold=True)
     for label, probability in result.probabilities.items():
         y += 6.2
-        likely = label == result.prediction
-        document.write(label, x + pad, y, 8.5, bold=likely)
+        likely = label == result.prediction and not doubtful
+        document.write(label, x + pad, y, 8.5, text, bold=likely)
         start, length = x + 26, width - 26 - 17
         document.box(start, y - 2.6, length, 3.1, LINE)
-        document.box(start, y - 2.6, max(length * probability, 0.01), 3.1, COLOURS[name])
-        document.write(f"{100 * probability:.1f}%", x + width - pad, y, 8.5, bold=likely, align="right")
+        document.box(start, y - 2.6, max(length * probability, 0.01), 3.1, colour)
+        document.write(f"{100 * probability:.1f}%", x + width - pad, y, 8.5, text, bold=likely, align="right")
     y += 7
-    document.write(_measured(result), x + pad, y, 8, MUTED)
+    document.write(_known(result), x + pad, y, 8, MUTED)
     y += 4.2
     document.write(_shortened(f"Checkpoint {result.checkpoint}", width - 2 * pad, 8), x + pad, y, 8, MUTED)
-    document.y = top + 13 + 6.2 * len(result.probabilities) + 8
+    document.y = top + height
 
 
-def _measured(result: Prediction) -> str:
+def _known(result: Prediction) -> str:
     auc, interval = result.validation.get("auc"), result.validation.get("auc_ci95")
     if not isinstance(auc, int | float):
         return "No measured AUC comes with this checkpoint"
@@ -378,9 +404,7 @@ def _slices(
     if np.prod(near.size_mm) < 0.5 * np.prod(full.size_mm):
         views = [full, near, near]
     most = float(saliency.max())
-    inside = saliency[tuple(slice(*edge) for edge in result.region.bounds)]
-    cut = float(np.quantile(inside, QUANTILE)) / most if most > 0 else 1.0
-    label = f"{SHORT_LABELS[name]} {METHOD_LABELS[result.method]}"
+    label = f"{short_label(name, result.title)} {METHOD_LABELS[result.method]}"
     facts = f"{task.plane} slice {peak + 1} of {canonical.shape[along]}, which holds the map's maximum"
     weighted = int(np.argmax(result.slice_profile))
     if weighted != peak:
@@ -398,7 +422,9 @@ def _slices(
         _grey(axes_here, view, canonical, window)
         if number == len(views) - 1:
             plane = view.cut(saliency) / (most or 1.0)
-            axes_here.imshow(_coloured(plane, cut), extent=(0, wide, high, 0), interpolation="bilinear")
+            axes_here.imshow(
+                _coloured(plane, SHOWN_FROM), extent=(0, wide, high, 0), interpolation="bilinear"
+            )
         if lesion is not None and view.cut(lesion).any():
             _outline(axes_here, view, lesion)
         if view is full:
@@ -407,7 +433,7 @@ def _slices(
                 axes_here.add_patch(Rectangle((left, up), across, down, fill=False, ec=colour, lw=linewidth))
         _marks(axes_here, view)
         x += drawn * wide / high + gap
-    _colour_bar(document, x, top, drawn, cut)
+    _colour_bar(document, x, top, drawn, SHOWN_FROM)
     document.y = top + drawn + 1
 
 
@@ -484,9 +510,7 @@ def _colour_bar(document: _Document, x: float, y: float, height: float, cut: flo
     colours[share < cut] = (1, 1, 1, 1)
     axes.imshow(colours, extent=(0, 1, 0, 1), aspect="auto", interpolation="nearest")
     axes.add_patch(Rectangle((0, 0), 1, 1, fill=False, ec=MUTED, lw=0.6, transform=axes.transAxes))
-    ticks = [(1.0, "maximum"), (0.0, "0")]
-    if 0.08 < cut < 0.9:
-        ticks.append((cut, f"{100 * cut:.0f}%"))
+    ticks = [(1.0, "maximum"), (0.0, "0"), (cut, f"{100 * cut:.0f}%")]
     for at, text in ticks:
         axes.text(1.3, at, text, fontsize=6.5, color=MUTED, va={1.0: "top", 0.0: "bottom"}.get(at, "center"))
 
@@ -501,7 +525,7 @@ def _details(
     canonical = scan.canonical()
     document.heading("Scan and region")
     rows = [
-        ("Scan", str(facts["name"])),
+        ("Scan", document.name),
         ("Voxels", " × ".join(str(n) for n in facts["shape"])),
         ("Spacing", " × ".join(f"{s:g}" for s in facts["spacing_mm"]) + " mm"),
         ("Axes", f"{scan.orientation}" + (f", {scan.modality}" if scan.modality else "")),
@@ -511,29 +535,34 @@ def _details(
         size = (result.region.bounds[:, 1] - result.region.bounds[:, 0]) * canonical.spacing
         extent = " × ".join(f"{mm:.0f}" for mm in size)
         rows.append(
-            (f"Seen by {SHORT_LABELS[name]}", f"{extent} mm (right to left, back to front, foot to head)")
+            (
+                f"Seen by {short_label(name, result.title)}",
+                f"{extent} mm (right to left, back to front, foot to head)",
+            )
         )
     document.rows(rows, (LEFT, 52))
-    if notes := [*record["notes"], *facts["notes"]]:
+    # Those that say that nothing here is to be trusted stand beside the answers.
+    unsaid = [note for note in facts["notes"] if note not in facts["warnings"]]
+    if notes := [*record["notes"], *unsaid]:
         document.heading("Notes")
         for note in notes:
             document.write("•", LEFT, document.y + 1.45 * 8.5 * POINT, 8.5, MUTED)
             document.paragraph(str(note), x=LEFT + 4, after=0.8)
     if any(result.metrics for result in results.values()):
         document.heading("Against the lesion mask")
-        table = [("", *(SHORT_LABELS[name] for name in results))]
+        table = [("", *(short_label(name, result.title) for name, result in results.items()))]
         for key, label in MEASURES.items():
-            table.append((label, *(_figure(key, (r.metrics or {}).get(key)) for r in results.values())))
+            table.append((label, *(measured(key, (r.metrics or {}).get(key)) for r in results.values())))
         document.rows(table, (LEFT, *(120 + 37 * number for number in range(len(results)))))
     document.heading("Models")
     for name, result in results.items():
         document.y += 1
         document.paragraph(result.title or LABELS[name], 9, COLOURS[name], bold=True, after=0.5)
-        protocol = str(result.validation.get("protocol", ""))
+        protocol = clipped(result.validation.get("protocol", ""))
         rows = [
             ("Checkpoint", result.checkpoint),
             ("Saliency", f"{METHOD_LABELS[result.method]}, {result.seconds:.2f} s with the prediction"),
-            ("Performance", _measured(result) + (f": {protocol}" if protocol else "")),
+            ("Performance", _known(result) + (f": {protocol}" if protocol else "")),
         ]
         document.rows(rows, (LEFT, 52), size=8)
     document.heading("How to read this")
@@ -541,47 +570,53 @@ def _details(
     document.paragraph(f"{SOFTWARE}, version {mst.__version__}.", 8.5, MUTED)
 
 
-def _figure(key: str, value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if key == "share_inside":
-        return f"{100 * value:.1f}%"
-    return f"{value:.1f} mm" if key.endswith("_mm") else f"{value:.3f}"
-
-
 def _lines(text: str, width: float, size: float, bold: bool = False) -> list[str]:
-    """Text broken at spaces, and within words that are wider than the line."""
-    lines, line = [], ""
-    for word in " ".join(text.split()).split(" "):
-        longer = f"{line} {word}" if line else word
-        if _width(longer, size, bold) <= width:
-            line = longer
+    """Text broken at spaces, and within words that are wider than the line.
+
+    Each letter is measured once, so that a text of twice the length takes twice the time, whatever is in it.
+    """
+    room = width / (size * POINT)
+    lines: list[str] = []
+    line: list[str] = []
+    used = 0.0
+    space = _advance(" ", bold)
+    for word in clipped(text).split(" "):
+        advances = [_advance(letter, bold) for letter in word]
+        wide = sum(advances)
+        if line and used + space + wide <= room:
+            line += [" ", word]
+            used += space + wide
             continue
         if line:
-            lines.append(line)
-        while _width(word, size, bold) > width and len(word) > 1:
-            fits = next(
-                n for n in range(len(word) - 1, 0, -1) if n == 1 or _width(word[:n], size, bold) <= width
-            )
-            lines.append(word[:fits])
-            word = word[fits:]
-        line = word
-    return [*lines, line]
+            lines.append("".join(line))
+        if wide <= room:
+            line, used = [word], wide
+            continue
+        line, used = [], 0.0
+        for letter, advance in zip(word, advances, strict=True):
+            if line and used + advance > room:
+                lines.append("".join(line))
+                line, used = [], 0.0
+            line.append(letter)
+            used += advance
+    return [*lines, "".join(line)]
 
 
-def _shortened(text: str, width: float, size: float) -> str:
+def _shortened(text: str, width: float, size: float, bold: bool = False) -> str:
     """Text on one line, cut at the end where it is wider."""
-    text = " ".join(text.split())
-    if _width(text, size) <= width:
+    text = clipped(text)
+    ends = np.cumsum([_advance(letter, bold) for letter in text]) * size * POINT
+    if not text or ends[-1] <= width:
         return text
-    while text and _width(text + "…", size) > width:
-        text = text[:-1]
-    return text + "…"
+    fits = int(np.searchsorted(ends, width - _advance("…", bold) * size * POINT, side="right"))
+    return text[:fits] + "…"
 
 
-def _width(text: str, size: float, bold: bool = False) -> float:
-    """Of a line of text in millimetres."""
-    font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
-    return text_to_path.get_text_width_height_descent(text, font, False)[0] * POINT
+@lru_cache(maxsize=4096)
+def _advance(letter: str, bold: bool) -> float:
+    """How far a letter moves the line on, as a part of the font's size; kerning, which mostly saves room, left out."""
+    font = get_font(findfont(FontProperties(family=FONT, weight="bold" if bold else "normal")))
+    if not font.get_char_index(ord(letter)):
+        return MISSING
+    font.set_size(100, 72)
+    return font.load_char(ord(letter), flags=LoadFlags.NO_HINTING).linearHoriAdvance / 65536 / 100

@@ -23,13 +23,10 @@ from mst.saliency.flips import explain_flips
 from mst.saliency.metrics import saliency_metrics
 from mst.scans import Scan, ScanError, read_mask
 from mst.tasks import Task, get_task
+from mst.words import LABELS
 
-DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
 # A model's short name in results -> the architectures that may stand there, the preferred one first.
 MODELS = {"mst": ("slice-transformer", "resnet-slice-transformer"), "resnet": ("resnet3d",)}
-LABELS = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
-SHORT_LABELS = {"mst": "MST", "resnet": "3D ResNet"}
-METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 MAX_KEPT = 6  # models in memory
 ChosenBy = Literal["given", "mask", "side", "scan centre"]
 

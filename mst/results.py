@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, SHORT_LABELS, Prediction
+from mst.prediction import LABELS, Prediction
 from mst.scans import Scan, write_nifti
+from mst.scans.hounsfield import hounsfield_shift
+from mst.scans.scan import Caution
 from mst.tasks import Task, Window
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
+from mst.words import DISCLAIMER, LONGEST_NAME, METHOD_LABELS, clipped, short_label
 
 
 def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction]) -> dict[str, Any]:
@@ -21,10 +24,11 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
     record: dict[str, Any] = {
         "task": task.key,
         "scan": {
-            "name": scan.name,
+            "name": clipped(scan.name, LONGEST_NAME),
             "shape": list(scan.shape),
             "spacing_mm": [round(s, 4) for s in scan.spacing],
-            "notes": [*scan.notes, *scan_notes(scan, task)],
+            "notes": [clipped(note) for note in (*scan.notes, *scan_notes(scan, task))],
+            "warnings": [clipped(warning) for warning in scan_warnings(scan, task)],
         },
         "region": {
             "center_mm": list(first.spot.center),
@@ -38,7 +42,7 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
     for name, result in results.items():
         entry: dict[str, Any] = {
             "checkpoint": result.checkpoint,
-            "title": result.title,
+            "title": result.title or LABELS[name],
             "probabilities": result.probabilities,
             "prediction": result.prediction,
             "seconds": round(result.seconds, 3),
@@ -46,7 +50,7 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
         }
         if "auc" in result.validation:
             entry["validation_auc"] = result.validation["auc"]
-            entry["validation_protocol"] = result.validation.get("protocol", "")
+            entry["validation_protocol"] = clipped(result.validation.get("protocol", ""))
         if result.slice_weights is not None:
             entry["slice_weights"] = [round(float(w), 6) for w in result.slice_weights]
         if result.metrics is not None:
@@ -69,18 +73,34 @@ def missing_models(task: Task, results: Collection[str]) -> list[str]:
 
 
 def scan_notes(scan: Scan, task: Task) -> list[str]:
-    """What a person should know before believing a prediction on this scan."""
-    notes = []
+    """What a person should know before believing a prediction on this scan, `scan_warnings` among it."""
+    return [warning for warning in scan_warnings(scan, task) if warning not in scan.notes]
+
+
+def scan_warnings(scan: Scan, task: Task) -> list[str]:
+    """Why the answers on this scan are not to be trusted at all: the scan is not what the models learnt from.
+
+    Where there is one, every page and report dims the answers and says it beside them.
+    """
+    warnings = [str(note) for note in scan.notes if isinstance(note, Caution)]
     expected = "CT" if task.unit == "HU" else "MR"
     if scan.modality and scan.modality != expected:
-        notes.append(
+        warnings.append(
             f"The file says {scan.modality}, but {task.title} expects {expected}: do not trust the result."
         )
-    elif task.unit == "HU" and not scan.modality and float(scan.voxels.min()) > -200:
-        notes.append(
-            "No voxel is as dark as lung or air, so the values may not be Hounsfield units: do not trust the result."
-        )
-    return notes
+    elif task.unit == "HU":
+        shift = hounsfield_shift(scan)
+        if shift:
+            warnings.append(
+                f"Air lies near 0 instead of -1000, so the values seem to be Hounsfield units + {-shift}: do not trust "
+                f"the result before {shift} is added to them."
+            )
+        elif shift is None and not scan.modality:
+            warnings.append(
+                "No voxel is as dark as lung or air, so the values may not be Hounsfield units: do not trust the "
+                "result."
+            )
+    return warnings
 
 
 def display_window(scan: Scan, task: Task) -> Window:
@@ -102,12 +122,13 @@ def results_payload(
     layers = [
         Layer(
             key=name,
-            label=f"{SHORT_LABELS[name]}: {METHOD_LABELS[result.method]}",
+            label=f"{short_label(name, result.title)}: {METHOD_LABELS[result.method]}",
             volume=_on_canonical(result.saliency, scan),
             profile=result.slice_profile,
             native=None
             if result.native_saliency is None
             else NativeMap(*result.region.cells(result.native_saliency)),
+            short=short_label(name, result.title),
         )
         for name, result in results.items()
     ]
@@ -166,7 +187,8 @@ def write_results(
         files[path.name] = path
     report = folder / "report.html"
     payload = results_payload(scan, task, results, mask)
-    report.write_text(report_html(record, payload, title=f"{task.title} - {scan.name}"), encoding="utf-8")
+    title = f"{task.title} - {record['scan']['name']}"
+    report.write_text(report_html(record, payload, title=title), encoding="utf-8")
     files[report.name] = report
     document = folder / "report.pdf"
     document.write_bytes(report_pdf(record, scan, task, results, display_window(scan, task), mask))

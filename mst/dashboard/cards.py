@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from mst.prediction import DISCLAIMER, LABELS, METHOD_LABELS, Prediction
+from mst.prediction import Prediction
 from mst.scans import Scan
 from mst.tasks import Task
+from mst.words import DISCLAIMER, DOUBTFUL, LABELS, LONGEST_NAME, METHOD_LABELS, clipped
 
 HEADER = f"""
 <header class="mst-header">
@@ -54,9 +55,9 @@ def scan_facts(scan: Scan, notes: Iterable[str]) -> str:
     facts = [f"{size} voxels", f"{spacing} mm", scan.orientation]
     if scan.modality:
         facts.append(scan.modality)
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escape(clipped(note))}</li>" for note in notes)
     return (
-        f'<div class="mst-facts" role="status"><p><strong>{escape(scan.name)}</strong> '
+        f'<div class="mst-facts" role="status"><p><strong>{escape(clipped(scan.name, LONGEST_NAME))}</strong> '
         f"<span>{escape(' · '.join(facts))}</span></p>" + (f"<ul>{items}</ul>" if items else "") + "</div>"
     )
 
@@ -79,10 +80,19 @@ def no_checkpoint(task: Task) -> str:
 """
 
 
-def prediction_cards(task: Task, results: Mapping[str, Prediction]) -> str:
-    """Both models' probabilities as bars, with the checkpoint's name and its measured AUC."""
+def prediction_cards(task: Task, results: Mapping[str, Prediction], warnings: Sequence[str] = ()) -> str:
+    """Both models' probabilities as bars, with the checkpoint's name and its measured AUC.
+
+    Args:
+        task: the study.
+        results: of `mst.predict`.
+        warnings: `mst.results.scan_warnings`; where there is one, the answers are dimmed and it stands beside them.
+    """
     first = next(iter(results.values()))
-    cards = "".join(_card(name, results[name]) if name in results else _missing(name) for name in LABELS)
+    doubtful = bool(warnings)
+    cards = "".join(
+        _card(name, results[name], doubtful) if name in results else _missing(name) for name in LABELS
+    )
     agree = {result.prediction for result in results.values()}
     verdict = ""
     if len(results) > 1:
@@ -91,9 +101,11 @@ def prediction_cards(task: Task, results: Mapping[str, Prediction]) -> str:
             if len(agree) == 1
             else "The two models <strong>disagree</strong>."
         )
+    said = "".join(f"<p>{escape(clipped(warning))}</p>" for warning in warnings)
+    said = f'<div class="mst-warnings" role="alert">{said}</div>' if said else ""
     return f"""
-<section class="mst-predictions" aria-label="Predictions">
-  <div class="mst-question"><h2>{escape(task.question)}</h2><p>{verdict} {escape(first.spot.text)}</p></div>
+<section class="mst-predictions{" mst-doubtful" if doubtful else ""}" aria-label="Predictions">
+  <div class="mst-question"><h2>{escape(task.question)}</h2>{said}<p>{verdict} {escape(first.spot.text)}</p></div>
   <div class="mst-cards">{cards}</div>
 </section>
 """
@@ -106,7 +118,7 @@ def _missing(name: str) -> str:
     )
 
 
-def _card(name: str, result: Prediction) -> str:
+def _card(name: str, result: Prediction, doubtful: bool) -> str:
     bars = "".join(
         f'<div class="mst-bar{" mst-bar-top" if label == result.prediction else ""}">'
         f"<span>{escape(label)}</span>"
@@ -119,22 +131,23 @@ def _card(name: str, result: Prediction) -> str:
     if isinstance(auc, int | float):
         interval = result.validation.get("auc_ci95")
         spread = f" (95% CI {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-        protocol = escape(str(result.validation.get("protocol", "")))
+        protocol = escape(clipped(result.validation.get("protocol", "")))
         measured = f'<span title="{protocol}">Measured AUC <strong>{auc:.2f}</strong>{spread}</span>'
     else:
         measured = "<span>No measured AUC comes with this checkpoint</span>"
     metrics = ""
     if result.metrics:
-        hit = "inside" if result.metrics["pointing_game"] else "outside"
+        hit = "lies" if result.metrics["pointing_game"] else "does not lie"
         top = "shows" if result.metrics["top_slice_in_lesion"] else "does not show"
         metrics = (
-            f"<p>Against the mask: the map's maximum lies {hit} the lesion; "
-            f"{100 * result.metrics['share_inside']:.0f}% of the saliency is inside; "
+            f"<p>Against the mask: the map's maximum {hit} within 2 mm of the lesion; "
+            f"{100 * result.metrics['share_inside']:.0f}% of the saliency is inside the lesion; "
             f"the most weighted slice {top} the lesion.</p>"
         )
     return f"""
 <article class="mst-card" data-model="{name}">
   <h3>{escape(result.title or LABELS[name])}</h3>
+  {f'<strong class="mst-doubt">{escape(DOUBTFUL)}</strong>' if doubtful else ""}
   {bars}
   <p class="mst-meta"><span>Checkpoint <code>{escape(result.checkpoint)}</code></span>{measured}
   <span>{escape(METHOD_LABELS[result.method])} in {result.seconds:.2f} s</span></p>

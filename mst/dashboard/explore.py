@@ -16,14 +16,21 @@ from gradio.utils import get_upload_folder
 from mst.coordinates import parse_center
 from mst.dashboard import cards
 from mst.dashboard.store import belong_together, open_scan, recall, remember
-from mst.data.examples import EXAMPLES, example_file
+from mst.data.examples import EXAMPLES, example_center, example_file
 from mst.dicom_export import why_not
 from mst.errors import InputError
 from mst.models import list_checkpoints
 from mst.models.loading import checkpoint_grid, checkpoints_folder
 from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
 from mst.preprocess import locate
-from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
+from mst.results import (
+    display_window,
+    prediction_record,
+    results_payload,
+    scan_notes,
+    scan_warnings,
+    write_results,
+)
 from mst.scans import Scan
 from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
@@ -116,7 +123,7 @@ def build_explore_page() -> None:
         api_visibility="private",
         show_progress="hidden",
     )
-    uploaded = gr.State([])
+    uploaded, opening = gr.State([]), gr.State("")
     show: dict[str, Any] = {
         "fn": _show_scan,
         "inputs": [*inputs, *choices.values()],
@@ -125,8 +132,8 @@ def build_explore_page() -> None:
     }
     scan.change(
         _newest_upload,
-        [scan, uploaded, task],
-        [scan, uploaded, center, results],
+        [scan, uploaded, task, opening],
+        [scan, uploaded, center, results, opening],
         api_visibility="private",
         show_progress="hidden",
     ).then(**show, show_progress_on=[locator])
@@ -134,13 +141,17 @@ def build_explore_page() -> None:
         trigger(
             lambda: ("", ""), None, [center, results], api_visibility="private", show_progress="hidden"
         ).then(**show, show_progress_on=[locator])
-    for trigger in (mask.change, side.change, center.submit, *(choice.input for choice in choices.values())):
+    for trigger in (mask.change, center.submit, *(choice.input for choice in choices.values())):
         trigger(**show, show_progress="hidden")
+    # A side that is chosen stands for its middle: the spot that was chosen before no longer counts.
+    side.input(lambda: "", None, center, api_visibility="private", show_progress="hidden").then(
+        **show, show_progress="hidden"
+    )
     for example, button in examples:
         button.click(
-            lambda key=example.key: [str(example_file(key, _examples_folder()))],
+            lambda key=example.key: ([str(example_file(key, _examples_folder()))], key),
             None,
-            scan,
+            [scan, opening],
             api_visibility="private",
         )
     made = run.click(
@@ -202,12 +213,19 @@ def _choose_task(key: str) -> list[Any]:
     ]
 
 
-def _newest_upload(files: list[str] | None, before: list[str], key: str) -> tuple[Any, list[str], str, str]:
-    """(scan, uploaded, centre, results): Gradio adds an upload to what is there; a new scan should replace it."""
+def _newest_upload(
+    files: list[str] | None, before: list[str], key: str, opening: str
+) -> tuple[Any, list[str], str, str, str]:
+    """(scan, uploaded, centre, results, opening) once the scan's files have changed.
+
+    Gradio adds an upload to what is there; a new scan should replace it. An example, whose key `opening` then is,
+    opens on its lesion.
+    """
     files = files or []
     new = [file for file in files if file not in before]
     kept = new if new and not belong_together(before, new, get_task(key)) else files
-    return (gr.skip() if kept == files else kept), kept, "", ""
+    center = ", ".join(f"{v:.1f}" for v in example_center(opening)) if opening else ""
+    return (gr.skip() if kept == files else kept), kept, center, "", ""
 
 
 def _show_scan(
@@ -283,7 +301,7 @@ def _explain(
         viewer = viewer_html(results_payload(scan, task, results, lesion))
         return [
             facts,
-            cards.prediction_cards(task, results) + viewer,
+            cards.prediction_cards(task, results, scan_warnings(scan, task)) + viewer,
             gr.update(visible=True),
             *(gr.update(interactive=False, visible=_made(name, scan, results)) for name in FILES),
         ]

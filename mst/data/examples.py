@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -47,8 +48,10 @@ def example_outlines() -> dict[str, Outline]:
     return read_named_outlines(OUTLINES)
 
 
-def _chest(key: str, seed: int, at_pleura: bool = False) -> Callable[[], tuple[Scan, np.ndarray]]:
-    return lambda: simulate_chest_ct(seed, example_outlines()[key], at_pleura=at_pleura)
+def _chest(
+    key: str, seed: int, at_pleura: bool = False, lung: Literal["right", "left"] = "right"
+) -> Callable[[], tuple[Scan, np.ndarray]]:
+    return lambda: simulate_chest_ct(seed, example_outlines()[key], at_pleura=at_pleura, lung=lung)
 
 
 EXAMPLES: tuple[Example, ...] = (
@@ -60,7 +63,12 @@ EXAMPLES: tuple[Example, ...] = (
         "chest-ct",
         _chest("chest-pleural", 11, at_pleura=True),
     ),
-    Example("chest-ground-glass", "Ground-glass nodule, 15 mm", "chest-ct", _chest("chest-ground-glass", 8)),
+    Example(
+        "chest-ground-glass",
+        "Ground-glass nodule, 15 mm",
+        "chest-ct",
+        _chest("chest-ground-glass", 8, lung="left"),
+    ),
     Example(
         "breast", "Both breasts, enhancing mass on the left", "breast-mri", lambda: simulate_breast_mri(2)
     ),
@@ -76,6 +84,22 @@ def example_with_mask(key: str) -> tuple[Scan, np.ndarray]:
         KeyError: there is no example of that name.
     """
     return {example.key: example for example in EXAMPLES}[key].make()
+
+
+@lru_cache
+def example_center(key: str) -> tuple[float, float, float]:
+    """Where an example's lesion is: the voxel of its mask that is nearest to the mask's centroid, RAS millimetres.
+
+    An example opens on it: a scan of a nodule that lies beside its middle would else be explained on empty lung.
+
+    Raises:
+        KeyError: there is no example of that name.
+    """
+    scan, mask = example_with_mask(key)
+    marked = scan.voxel_to_world(np.argwhere(mask))
+    nearest = marked[np.argmin(((marked - marked.mean(axis=0)) ** 2).sum(axis=1))]
+    x, y, z = (round(float(v), 1) for v in nearest)
+    return x, y, z
 
 
 def example_scan(key: str) -> Scan:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -33,6 +34,7 @@ SIZE = 64  # voxels of 1 mm along each side of a region
 BLOCK = 100  # of the block of lung that regions are cut from
 REGIONS_A_BLOCK = 10
 SPACING = (1.0, 1.0, 1.0)
+LUNG_MIDDLE = (68.0, 14.0, -120.0)  # of a block of the patient's right lung, RAS millimetres
 # How often each rating of malignancy is drawn. In the annotations 1 is nearly always a calcified granuloma, which
 # teaches little, and 4 and 5 are few.
 MALIGNANCY_SHARES = {1: 0.12, 2: 0.26, 3: 0.22, 4: 0.22, 5: 0.18}
@@ -94,23 +96,32 @@ def simulate_chest_ct(
     shape: tuple[int, int, int] = (128, 128, 68),
     spacing: tuple[float, float, float] = (0.8, 0.8, 1.25),
     at_pleura: bool = False,
+    lung: Literal["right", "left"] = "right",
 ) -> tuple[Scan, np.ndarray]:
-    """A block of the patient's right lung with a nodule, a few millimetres off its middle or near the chest wall.
+    """A block of a lung with a nodule, a few millimetres off its middle or near the chest wall.
+
+    Args:
+        lung: the patient's. The chest wall is lateral in both: a left lung is a right one in a mirror.
 
     Returns:
         The scan (HU, RAS) and the nodule's mask, bool on the same grid.
     """
     rng = np.random.default_rng(seed)
-    lung = lung_block(rng, shape, spacing, wall_mm=22 if at_pleura else 17)
+    block = lung_block(rng, shape, spacing, wall_mm=22 if at_pleura else 17)
     place = rng.uniform(-5, 5, 3)
     if at_pleura:
         place[0] = shape[0] * spacing[0] / 2 - 22 - outline.diameter_mm / 2 - 2
         place[1] = rng.uniform(-10, 0)
-    nodule = _draw_nodule(rng, outline, lung.points - place.astype(np.float32)[:, None, None, None], spacing)
-    hu = _put_in(nodule, lung.lung, lung.wall, lung.outward) + NOISE_HU * ct_noise(rng, shape, spacing)
-    affine = centred_affine(shape, spacing, middle=(-68.0, 14.0, -120.0))
-    voxels = np.clip(np.round(hu), -1024, 1800).astype(np.float32)
-    return Scan(voxels, affine, modality="CT", name="simulated chest CT"), nodule.distance < 0
+    nodule = _draw_nodule(rng, outline, block.points - place.astype(np.float32)[:, None, None, None], spacing)
+    hu = _put_in(nodule, block.lung, block.wall, block.outward) + NOISE_HU * ct_noise(rng, shape, spacing)
+    mask = nodule.distance < 0
+    # In RAS x grows to the patient's right.
+    middle = LUNG_MIDDLE
+    if lung == "left":
+        hu, mask, middle = np.flip(hu, 0), np.flip(mask, 0), (-middle[0], *middle[1:])
+    affine = centred_affine(shape, spacing, middle)
+    voxels = np.ascontiguousarray(np.clip(np.round(hu), -1024, 1800), np.float32)
+    return Scan(voxels, affine, modality="CT", name="simulated chest CT"), np.ascontiguousarray(mask)
 
 
 def write_simulated(

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from mst.cohort import Row
+from mst.drawing import drawing
 from mst.evaluation.figures import column, truth_of
-from mst.prediction import SHORT_LABELS
-
-# It would tell a read-only home folder on standard error.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+from mst.words import short_label
 
 BASELINE = "Diameter alone"
+# The same figures give the same bytes: no random names.
+SETTINGS = {"svg.hashsalt": "mst"}
 
 
 @dataclass(frozen=True)
@@ -42,16 +40,23 @@ MARKERS = {"mst": "o", "resnet": "s"}
 
 def roc_png(rows: Sequence[Row], metrics: Mapping[str, Any]) -> bytes:
     """Both models' ROC curves as a PNG on white."""
-    return _saved(_roc(rows, metrics, LIGHT), "png")
+    with drawing(SETTINGS):
+        return _saved(_roc(rows, metrics, LIGHT), "png")
 
 
 def roc_svg(rows: Sequence[Row], metrics: Mapping[str, Any], colours: Colours) -> bytes:
     """Both models' ROC curves as an SVG without a background."""
-    return _saved(_roc(rows, metrics, colours), "svg")
+    with drawing(SETTINGS):
+        return _saved(_roc(rows, metrics, colours), "svg")
 
 
 def calibration_svg(metrics: Mapping[str, Any], colours: Colours) -> bytes:
     """Both models' calibration curves as an SVG without a background."""
+    with drawing(SETTINGS):
+        return _saved(_calibration(metrics, colours), "svg")
+
+
+def _calibration(metrics: Mapping[str, Any], colours: Colours) -> Figure:
     figure, axes = _square(
         colours, f"Mean predicted probability of {metrics['classes'][-1]}", "Observed frequency"
     )
@@ -72,10 +77,10 @@ def calibration_svg(metrics: Mapping[str, Any], colours: Colours) -> bytes:
             linewidth=1.6,
             elinewidth=0.9,
             capsize=2.5,
-            label=f"{SHORT_LABELS[name]}, Brier score {found['brier']:.3f}",
+            label=f"{short_label(name, found.get('title', ''))}, Brier score {found['brier']:.3f}",
         )
     _legend(axes, colours)
-    return _saved(figure, "svg")
+    return figure
 
 
 def _roc(rows: Sequence[Row], metrics: Mapping[str, Any], colours: Colours) -> Figure:
@@ -92,7 +97,9 @@ def _roc(rows: Sequence[Row], metrics: Mapping[str, Any], colours: Colours) -> F
             truth, column(labelled, f"{name}_probability"), drop_intermediate=False
         )
         low, high = found["auc_ci95"]
-        label = f"{SHORT_LABELS[name]}, AUC {found['auc']:.2f} ({low:.2f} to {high:.2f})"
+        label = (
+            f"{short_label(name, found.get('title', ''))}, AUC {found['auc']:.2f} ({low:.2f} to {high:.2f})"
+        )
         colour = colours.models[name]
         axes.plot(false_alarms, hits, color=colour, linestyle=STYLES[name], linewidth=2, label=label)
         axes.plot(
@@ -139,10 +146,8 @@ def _legend(axes: Axes, colours: Colours) -> None:
 
 def _saved(figure: Figure, kind: str) -> bytes:
     file = io.BytesIO()
-    # The same figures give the same bytes: neither a date nor random names.
-    with rc_context({"svg.hashsalt": "mst"}):
-        if kind == "svg":
-            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        else:
-            figure.savefig(file, format="png", dpi=200, facecolor="white")
+    if kind == "svg":
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    else:
+        figure.savefig(file, format="png", dpi=200, facecolor="white")
     return file.getvalue()

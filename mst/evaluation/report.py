@@ -10,18 +10,11 @@ from typing import Any
 
 from mst.cohort import Row
 from mst.evaluation.plots import DARK, LIGHT, calibration_svg, roc_svg
-from mst.prediction import DISCLAIMER, SHORT_LABELS
 from mst.saliency.metrics import YES_OR_NO
 from mst.tasks import get_task
+from mst.words import DISCLAIMER, LONGEST_NAME, MEASURES, clipped, short_label
 
-TITLES = {
-    "pointing_game": "Pointing game: the map's maximum within 2 mm of the lesion",
-    "top_slice_in_lesion": "The most weighted slice shows the lesion",
-    "share_inside": "Share of the saliency inside the lesion",
-    "dice": "Dice at the 0.999 quantile",
-    "iou": "IoU at the 0.999 quantile",
-    "average_surface_distance_mm": "Average surface distance at the 0.999 quantile",
-}
+LONGEST_FOLD = 24
 HARD = "\N{NO-BREAK SPACE}"
 CENTRED_BY = {
     "given": "on the centre in the manifest",
@@ -78,7 +71,7 @@ def _facts(metrics: Mapping[str, Any]) -> str:
         ("Masks", f"{n['with_mask']} cases" if n["with_mask"] else "none"),
         ("Regions centred", centred),
         *((found["title"], found["checkpoint"]) for found in metrics["models"].values()),
-        ("Manifest", metrics["manifest"]),
+        ("Manifest", clipped(metrics["manifest"], LONGEST_NAME)),
         ("Date", metrics["date"]),
     ]
     if metrics["tta"]:
@@ -99,7 +92,7 @@ def _findings(metrics: Mapping[str, Any]) -> str:
             text += "; it is worse than chance on these cases, so check the labels"
         found.append(text + ".")
     if comparison := metrics.get("comparison"):
-        first, second = (SHORT_LABELS[name] for name in comparison["models"])
+        first, second = (_short(metrics["models"], name) for name in comparison["models"])
         low, high = comparison["auc_difference_ci95"]
         p = comparison["delong_p"]
         verdict = "not shown to differ" if p is None or p >= 0.05 else "different"
@@ -109,7 +102,8 @@ def _findings(metrics: Mapping[str, Any]) -> str:
         )
     if "baseline_diameter_auc" in metrics:
         baseline, (low, high) = metrics["baseline_diameter_auc"], metrics["baseline_diameter_auc_ci95"]
-        better = [SHORT_LABELS[n] for n, m in metrics["models"].items() if m["auc"] < baseline]
+        models = metrics["models"]
+        better = [_short(models, name) for name in models if models[name]["auc"] < baseline]
         found.append(
             f"The lesion's diameter alone reaches {baseline:.2f} (95% CI {low:.2f} to {high:.2f})"
             + (f", more than the {' and the '.join(better)}" if better else "")
@@ -142,7 +136,7 @@ def _classification(rows: Sequence[Row], metrics: Mapping[str, Any]) -> str:
         ["Accuracy at 0.5", *(_with_interval(m["at_half"], "accuracy") for m in models.values())],
         ["Brier score", *(f"{m['brier']:.3f}" for m in models.values())],
     ]
-    said = "; ".join(f"{SHORT_LABELS[name]} AUC {m['auc']:.2f}" for name, m in models.items())
+    said = "; ".join(f"{_short(models, name)} AUC {m['auc']:.2f}" for name, m in models.items())
     pictures = (
         _picture(
             "ROC curves; marks: Youden's points",
@@ -159,7 +153,7 @@ def _classification(rows: Sequence[Row], metrics: Mapping[str, Any]) -> str:
     return (
         f'<section><h2>Classification</h2><div class="pair">{"".join(pictures)}</div>'
         + _table(
-            ["", *(SHORT_LABELS[name] for name in models)], lines, "Figures with 95% confidence intervals"
+            ["", *(_short(models, name) for name in models)], lines, "Figures with 95% confidence intervals"
         )
         + f'<div class="pair">{confusion}</div></section>'
     )
@@ -195,8 +189,8 @@ def _folds(metrics: Mapping[str, Any]) -> str:
             mean += "" if found["sd"] is None else f"{HARD}±{HARD}{found['sd']:.2f}"
             title = "AUC" if figure == "auc" else figure.capitalize()
             each = ("none" if value is None else f"{value:.2f}" for value in found["each"])
-            lines.append([f"{title}, {SHORT_LABELS[name]}", mean, *each])
-    head = ["", "Mean ± SD", *(f"Fold {name}" for name in names)]
+            lines.append([f"{title}, {_short(metrics['models'], name)}", mean, *each])
+    head = ["", "Mean ± SD", *(f"Fold {clipped(name, LONGEST_FOLD)}" for name in names)]
     return f"<section><h2>Fold by fold</h2>{_table(head, lines, 'Youden point of each fold')}</section>"
 
 
@@ -206,12 +200,12 @@ def _saliency(metrics: Mapping[str, Any]) -> str:
         return ""
     tests = metrics.get("comparison", {}).get("saliency", {})
     lines = []
-    for measure in TITLES:
+    for measure, label in MEASURES.items():
         cells = [_measure(found, measure) for found in models.values()]
         test = tests.get(measure)
         paired = [] if not tests else ["" if test is None else f"{_p(test['p'])}, {test['test']}"]
-        lines.append([TITLES[measure], *cells, *paired])
-    head = ["", *(SHORT_LABELS[name] for name in models), *(["Paired test"] if tests else [])]
+        lines.append([label, *cells, *paired])
+    head = ["", *(_short(metrics["models"], name) for name in models), *(["Paired test"] if tests else [])]
     count = next(iter(models.values()))["n"]
     note = (
         ""
@@ -245,10 +239,14 @@ def _cases(rows: Sequence[Row], metrics: Mapping[str, Any]) -> str:
     models = metrics["models"]
     positive = metrics["classes"][-1]
     lines = [
-        [row["case"], row["label"], *(f"{float(row[f'{name}_probability']):.3f}" for name in models)]
+        [
+            clipped(row["case"], LONGEST_NAME),
+            row["label"],
+            *(f"{float(row[f'{name}_probability']):.3f}" for name in models),
+        ]
         for row in rows
     ]
-    head = ["Case", "Label", *(f"{SHORT_LABELS[name]}: {positive}" for name in models)]
+    head = ["Case", "Label", *(f"{_short(models, name)}: {positive}" for name in models)]
     return (
         f"<section><details><summary>All {len(rows)} cases</summary>{_table(head, lines)}</details></section>"
     )
@@ -265,9 +263,9 @@ def _methods(metrics: Mapping[str, Any]) -> str:
         "Youden's point has the largest sensitivity + specificity. It is chosen on these very cases, so the figures at "
         "it flatter; those at 0.5 do not.",
         "Calibration: bins of equally many cases. Brier score: 0 is perfect, 0.25 is always saying 0.5.",
-        "Saliency: pointing game after Zhang et al. (arXiv 1608.00507); the 0.999 quantile as in the code of the "
-        "Medical Slice Transformer (arXiv 2411.15802). McNemar's test is exact, Wilcoxon's counts pairs without a "
-        "difference by Pratt's method.",
+        "Saliency: the maximum within 2 mm is the pointing game of Zhang et al. (arXiv 1608.00507); the strongest "
+        "0.1%, which lies above the 0.999 quantile, is compared as in the code of the Medical Slice Transformer (arXiv "
+        "2411.15802). McNemar's test is exact, Wilcoxon's counts pairs without a difference by Pratt's method.",
         "p values are not corrected for their number. Figures say nothing when a model was trained on these cases.",
     ]
     return (
@@ -275,6 +273,10 @@ def _methods(metrics: Mapping[str, Any]) -> str:
         + "".join(f"<li>{escape(point)}</li>" for point in points)
         + "</ul></section>"
     )
+
+
+def _short(models: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    return short_label(name, models[name].get("title", ""))
 
 
 def _with_interval(found: Mapping[str, Any], key: str) -> str:

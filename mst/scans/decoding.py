@@ -26,6 +26,7 @@ from mst.scans.metaimage import read_metaimage
 from mst.scans.nifti import read_nifti
 from mst.scans.nrrd import read_nrrd
 from mst.scans.scan import Scan, suffix
+from mst.words import clipped
 
 FORMATS = (
     "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM, or a .zip of one of these"
@@ -191,10 +192,7 @@ def _best(upload: Upload) -> Scan:
 
 def _described(scan: Scan) -> Scan:
     """The scan with a name that fits a line, and a note where its planes lean (DICOM's reader says so itself)."""
-    name = " ".join("".join(c if c.isprintable() else " " for c in scan.name).split())
-    if len(name) > MAX_NAME:
-        name = name[: MAX_NAME - 1] + "…"
-    scan = replace(scan, name=name or "scan")
+    scan = replace(scan, name=clipped(scan.name, MAX_NAME) or "scan")
     if scan.source is not None or (angle := lean(scan.affine)) < LEAST_LEAN:
         return scan
     note = (

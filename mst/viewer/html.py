@@ -13,10 +13,10 @@ from typing import Any
 import plotly
 
 from mst.scans import Scan
-from mst.viewer.payload import DISCLAIMER, locator_payload
+from mst.viewer.payload import locator_payload
+from mst.words import DISCLAIMER, DOUBTFUL, LABELS, MEASURES, METHOD_LABELS, measured
 
 HERE = Path(__file__).resolve().parent
-MODEL_NAMES = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
 SCRIPTS = (
     "slices.js",
     "page.js",
@@ -93,10 +93,9 @@ def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, ti
         ("Region", str(prediction.get("region", {}).get("text", ""))),
     ]
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts if v)
-    notes = "".join(
-        f"<li>{escape(str(note))}</li>" for note in [*prediction.get("notes", []), *scan.get("notes", [])]
-    )
-    models = "".join(_model(name, entry) for name, entry in prediction["models"].items())
+    warnings = [str(warning) for warning in scan.get("warnings", [])]
+    notes = [*prediction.get("notes", []), *(note for note in scan.get("notes", []) if note not in warnings)]
+    models = "".join(_model(name, entry, bool(warnings)) for name, entry in prediction["models"].items())
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -108,43 +107,45 @@ def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, ti
 <body class="mst-report">
 <header><h1>{escape(title)}</h1><p class="mstr-disclaimer">{escape(DISCLAIMER)}</p></header>
 <dl>{rows}<dt>Date</dt><dd>{date.today().isoformat()}</dd></dl>
-{f'<ul class="mstr-notes">{notes}</ul>' if notes else ""}
-<div class="mstr-models">{models}</div>
+{_listed("mstr-notes", notes)}
+{_listed("mstr-warnings", warnings)}
+<div class="mstr-models{" mstr-doubtful" if warnings else ""}">{models}</div>
 {viewer_html(payload)}
 </body>
 </html>
 """
 
 
-def _model(name: str, entry: Mapping[str, Any]) -> str:
+def _listed(kind: str, sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="{kind}">{items}</ul>' if items else ""
+
+
+def _model(name: str, entry: Mapping[str, Any], doubtful: bool) -> str:
     bars = "".join(
         f"<div class='mstr-bar'><span>{escape(label)}</span><i><b style='width:{100 * p:.1f}%'></b></i>"
         f"<em>{100 * p:.1f}%</em></div>"
         for label, p in entry["probabilities"].items()
     )
     auc = entry.get("validation_auc")
-    measured = f"measured AUC {auc:.2f}" if isinstance(auc, int | float) else "no measured AUC"
+    known = f"measured AUC {auc:.2f}" if isinstance(auc, int | float) else "no measured AUC"
     protocol = f" ({entry['validation_protocol']})" if entry.get("validation_protocol") else ""
     metrics = ""
     if entry.get("metrics"):
         items = "".join(
-            f"<li>{escape(key.replace('_', ' '))}: {escape(_figure(value))}</li>"
-            for key, value in entry["metrics"].items()
+            f"<li>{escape(label)}: {escape(measured(key, entry['metrics'][key]))}</li>"
+            for key, label in MEASURES.items()
+            if key in entry["metrics"]
         )
         metrics = f"<p>Against the lesion mask:</p><ul>{items}</ul>"
+    title = str(entry.get("title") or LABELS.get(name, name))
+    tag = f"<strong>{escape(DOUBTFUL)}</strong>" if doubtful else ""
+    method = str(entry.get("method", ""))
     return (
-        f"<article><h2>{escape(MODEL_NAMES.get(name, name))}</h2>{bars}"
-        f"<p>Checkpoint {escape(str(entry['checkpoint']))}, {measured}{escape(protocol)}; "
-        f"{escape(str(entry.get('method', '')))} in {entry['seconds']:.2f} s</p>{metrics}</article>"
+        f"<article><h2>{escape(title)}</h2>{tag}{bars}"
+        f"<p>Checkpoint {escape(str(entry['checkpoint']))}, {known}{escape(protocol)}; "
+        f"{escape(METHOD_LABELS.get(method, method))} in {entry['seconds']:.2f} s</p>{metrics}</article>"
     )
-
-
-def _figure(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _data(payload: Mapping[str, Any]) -> str:

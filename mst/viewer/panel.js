@@ -59,12 +59,13 @@
       return this.viewer.index[this.space.depth.axis];
     }
 
+    onlyOf(layer) { return `${this.viewer.nameOf(layer)} only`; }
+
     buildScale() {
       if (this.kind === "agreement") {
         const key = (color, text) => element("span", { class: "mstv-key", style: `--key:${color}` }, text);
         this.overlap = element("span", {});
-        return element("div", { class: "mstv-scale mstv-legend" }, key(MODEL_COLORS.mst, "MST only"), key(MODEL_COLORS.resnet, "ResNet only"),
-          key(MODEL_COLORS.both, "both"), this.overlap);
+        return element("div", { class: "mstv-scale mstv-legend" }, ...this.viewer.pair.map((layer) => key(MODEL_COLORS[layer.key], this.onlyOf(layer))), key(MODEL_COLORS.both, "both"), this.overlap);
       }
       if (!this.layer && this.kind !== "difference") return element("div", { class: "mstv-scale" });
       this.bar = element("canvas", { class: "mstv-bar", width: 256, height: 1, "aria-hidden": "true" });
@@ -288,8 +289,7 @@
         this.cutMark.classList.toggle("mstv-cut-over", room < this.cutMark.offsetWidth + 4);
       } else {
         for (let i = 0; i < 256; i++) words[i] = viewer.differences[2 * i];
-        this.low.textContent = "ResNet more";
-        this.high.textContent = "MST more";
+        [this.high.textContent, this.low.textContent] = viewer.pair.map((layer) => `${viewer.nameOf(layer)} more`);
       }
       context.putImageData(image, 0, 0);
     }

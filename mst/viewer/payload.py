@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mst.scans import Scan
+from mst.words import DISCLAIMER, LONGEST_NAME, SHOWN_FROM, clipped
 
 Plane = Literal["axial", "coronal", "sagittal"]
 SLICE_AXIS: dict[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -21,7 +22,6 @@ MIN_LEVELS = 100  # grey levels that 8 bits must leave within the first window
 MAX_EXACT_VOXELS = 1_700_000  # more in 16 bits would not fit
 MAX_LOCATOR_SIDE = 160
 MAX_LOCATOR_VOXELS = 1_800_000  # 2.4 MB where noise leaves nothing to compress
-DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Layer:
     Attributes:
         key: "mst", "resnet" or "mask".
         label: for the panel's heading.
+        short: what the model is called where there is little room; "": the script's own word for the key.
         volume: float32 [X, Y, Z] on the canonical scan's grid, at least 0; bool for a mask.
         profile: one number for each slice of the canonical scan in the viewer's plane: how much the model
             weighs it. None: the volume's maximum in each slice.
@@ -58,6 +59,7 @@ class Layer:
     volume: np.ndarray
     profile: np.ndarray | None = None
     native: NativeMap | None = None
+    short: str = ""
 
 
 def viewer_payload(
@@ -155,7 +157,7 @@ def viewer_payload(
         if (native := natives[entry["key"]]) is not None:
             entry["native"] = _native(native, box[:, 0], np.array(factors))
     return {
-        "title": title,
+        "title": clipped(title, LONGEST_NAME),
         "plane": plane,
         "unit": unit,
         "window": [float(window[0]), float(window[1])],
@@ -168,6 +170,7 @@ def viewer_payload(
         "full": list(scan.shape),
         "factors": factors,
         "region": region,
+        "shownFrom": SHOWN_FROM,
         "scan": gray,
         "layers": [entry for entry in sent if entry["key"] != "mask"],
         "mask": next((entry for entry in sent if entry["key"] == "mask"), None),
@@ -273,7 +276,7 @@ def _layer(
     layer: Layer, volume: np.ndarray, axis: int, crop: slice, factor: int, coarse: int
 ) -> dict[str, Any]:
     """One layer's part of the payload; `coarse` 2 sends a map at half the resolution within the slices."""
-    entry: dict[str, Any] = {"key": layer.key, "label": layer.label}
+    entry: dict[str, Any] = {"key": layer.key, "label": layer.label, "short": layer.short}
     if layer.key == "mask":
         return {**entry, **_packed((volume > 0.5).astype(np.float32), 8, 0.0, 1.0)}
     volume = np.maximum(volume, 0)

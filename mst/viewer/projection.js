@@ -9,7 +9,6 @@
   const DRAG_DEGREES = 0.5; // for each pixel
   const DEGREES_A_SECOND = 40;
   const SIDES = [["Front", 0], ["Patient's right", 90], ["Back", 180], ["Patient's left", 270]];
-  const SHORT = { mst: "MST map", resnet: "ResNet map", mask: "Lesion mask" };
 
   // One axis of a volume brought to `count` samples: each is the mean of what it covers, or lies between two neighbours.
   function resampleAxis(values, shape, axis, count) {
@@ -104,6 +103,8 @@
       this.range = this.grayRange();
       this.bodies = layers.map((layer) => ({ key: layer.key, layer, cube: cube(layer.volume) }));
       if (mask) this.bodies.push({ key: "mask", cube: cube({ ...mask, top: 255 }) });
+      // Cells average voxels: of what is left of a map's maximum in them the threshold is a part, or a small spot would vanish.
+      for (const body of this.bodies) body.most = body.cube.codes.reduce((most, v) => Math.max(most, v), 1);
       const [nx, ny, nz] = this.scan.shape;
       this.image = document.createElement("canvas");
       Object.assign(this.image, { width: projectedWidth(nx, ny), height: nz });
@@ -128,7 +129,7 @@
         onclick: () => this.turn(!this.turning) }, "⟳");
       this.node.append(
         element("div", { class: "mstv-solid-keys", role: "group", "aria-label": "Shown in the projection" },
-          toggle("scan", "Scan", "#9aa3b2"), ...this.bodies.map(({ key }) => toggle(key, SHORT[key] || key, MODEL_COLORS[key])),
+          toggle("scan", "Scan", "#9aa3b2"), ...this.bodies.map(({ key }) => toggle(key, viewer.bodyName(key), MODEL_COLORS[key])),
           element("span", { class: "mstv-key mstv-key-line" }, "Current slice")),
         this.frame,
         element("div", { class: "mstv-projection-steer" }, this.turner, this.slider,
@@ -226,9 +227,9 @@
       const { words, image, hidden } = this;
       const { width, height } = image;
       const [low, high] = this.range;
-      const tints = this.bodies.filter(({ key, layer }) => layer && !hidden.has(key)).map(({ key, layer, seen }) => {
+      const tints = this.bodies.filter(({ key, layer }) => layer && !hidden.has(key)).map(({ key, layer, seen, most }) => {
         const from = Math.min(layer.cut, 255) / 255;
-        return { seen, color: rgb(MODEL_COLORS[key] || "#ffffff"), none: layer.cut > 255, from: from * 65535, span: Math.max(1 - from, 1e-3) * 65535 };
+        return { seen, color: rgb(MODEL_COLORS[key] || "#ffffff"), none: layer.cut > 255, from: from * most, span: Math.max(1 - from, 1e-3) * most };
       });
       for (let u = 0; u < width; u++) for (let z = 0; z < height; z++) {
         const at = u * height + z;
@@ -252,8 +253,7 @@
       for (const body of this.bodies) {
         if (this.hidden.has(body.key)) continue;
         // A lesion smaller than a cell fills none: half of what its fullest cell holds still shows it.
-        body.most ??= body.cube.codes.reduce((most, v) => Math.max(most, v), 1);
-        const level = body.layer ? (body.layer.cut / 255) * 65535 : body.most / 2;
+        const level = body.most * (body.layer ? body.layer.cut / 255 : 0.5);
         for (let u = 0; u < width; u++) for (let z = 0; z < height; z++) rows[(height - 1 - z) * width + u] = body.seen[u * height + z];
         const lines = contour(rows, height, width, level - 0.5).map((v, i) => v * (i % 2 ? sy : sx));
         this.stroke(context, lines, MODEL_COLORS[body.key] || "#fff", 1.6);

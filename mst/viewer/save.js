@@ -6,6 +6,7 @@
 
   const GAP = 12, CAPTION = 26, SCALE = 24, FOOT = 44;
   const GIF_WIDTH = 760, GIF_DELAY = 12; // hundredths of a second a frame
+  const FONT = "400 13px system-ui, sans-serif";
   const INK = "#12161d", PAPER = "#eceef2", SOFT = "#b4bcc9";
 
   // Writes on a canvas, and tells how wide the text has become.
@@ -16,6 +17,17 @@
     context.fillText(text, x, y, width);
     return context.measureText(text).width;
   };
+
+  // The scan's name, as much of it as there is room for, and the place.
+  function caption(viewer, context, width) {
+    const { title } = viewer.data, place = viewer.readout.textContent;
+    context.font = FONT;
+    for (let letters = title.length; letters > 0; letters--) {
+      const text = `${title.slice(0, letters)}${letters < title.length ? "…" : ""}  ·  ${place}`;
+      if (context.measureText(text).width <= width) return text;
+    }
+    return place;
+  }
 
   // The panels as shown, with titles, colour scales, place and disclaimer. `unit`: pixels for a pixel on the page.
   function compose(viewer, unit) {
@@ -57,8 +69,8 @@
         write(panel.high.textContent, left + width, y + height + 16, { size: 12, color: SOFT, align: "right" });
       } else if (panel.overlap) {
         let at = left;
-        for (const [color, text] of [[MST.MODEL_COLORS.mst, "MST only"], [MST.MODEL_COLORS.resnet, "ResNet only"], [MST.MODEL_COLORS.both, "both"],
-          ["", panel.overlap.textContent]]) {
+        for (const [color, text] of [...viewer.pair.map((layer) => [MST.MODEL_COLORS[layer.key], panel.onlyOf(layer)]),
+          [MST.MODEL_COLORS.both, "both"], ["", panel.overlap.textContent]]) {
           if (color) write("●", at, y + height + 16, { color, size: 12 });
           write(text, at + (color ? 14 : 0), y + height + 16, { size: 12, color: SOFT });
           at += context.measureText(text).width + 26;
@@ -66,7 +78,7 @@
       }
     }
     const width = row.width;
-    write(`${viewer.data.title}${viewer.data.title ? "  ·  " : ""}${viewer.readout.textContent}`, GAP, top + 8, { width });
+    write(caption(viewer, context, width), GAP, top + 8, { width });
     write(viewer.data.disclaimer, GAP, top + 28, { color: SOFT, size: 12, width });
     return canvas;
   }
@@ -104,7 +116,7 @@
       context.drawImage(image, GAP, CAPTION + 4, width, height);
     }
     const top = CAPTION + height + GAP;
-    write(`${viewer.data.title}${viewer.data.title ? "  ·  " : ""}${viewer.readout.textContent}`, GAP, top + 12);
+    write(caption(viewer, context, width), GAP, top + 12, { width });
     write(viewer.data.disclaimer, GAP, top + 32, { color: muted, size: 12 });
     return canvas;
   }
@@ -115,7 +127,11 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   }
 
-  const fileName = (viewer, ending) => `${(viewer.data.title || "scan").replace(/[^\w.-]+/g, "-")}-${viewer.view.plane}-${ending}`;
+  // A name that every file system takes.
+  const fileName = (viewer, ending) => {
+    const title = viewer.data.title.replace(/[^\w.-]+/g, "-").slice(0, 80).replace(/^[.-]+|[.-]+$/g, "");
+    return `${title || "scan"}-${viewer.view.plane}-${ending}`;
+  };
 
   async function savePicture(viewer) {
     viewer.draw();

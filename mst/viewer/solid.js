@@ -9,7 +9,6 @@
   const SCAN_COLOR = "#9aa3b2", SLICE_COLOR = "#4c8dff";
   const OPENING = [-1.3, 1.3, 0.72, 0, 0, -0.1]; // where the camera is, what it looks at
   const HOVER = "%{fullData.name}<br>x %{x:.1f}, y %{y:.1f}, z %{z:.1f} mm<extra></extra>";
-  const SHORT = { mst: "MST map", resnet: "ResNet map", mask: "Lesion mask" };
 
   class Solid {
     constructor(viewer) {
@@ -61,8 +60,9 @@
       const traces = [surface(grays, level, SCAN_COLOR, 0.22, "Scan surface")];
       bodies.forEach((body, i) => {
         const values = coarse.values[1 + i];
-        body.level = body.key === "mask" ? this.maskLevel(values) : this.level(body);
-        traces.push(surface(values, body.level, MODEL_COLORS[body.key] || "#fff", body.key === "mask" ? 0.42 : 0.5, SHORT[body.key] || body.key));
+        body.most = values.reduce((most, v) => Math.max(most, v), 0);
+        body.level = body.key === "mask" ? this.maskLevel(body) : this.level(body);
+        traces.push(surface(values, body.level, MODEL_COLORS[body.key] || "#fff", body.key === "mask" ? 0.42 : 0.5, viewer.bodyName(body.key)));
       });
       this.sliceTraces = [traces.length, traces.length + 1];
       const corners = this.corners();
@@ -80,7 +80,7 @@
           Plotly.restyle(this.plot, { visible: on }, [trace]);
         } }, name);
       const keys = element("div", { class: "mstv-solid-keys", role: "group", "aria-label": "Shown in 3D" },
-        toggle("Scan surface", SCAN_COLOR, 0), ...bodies.map((body, i) => toggle(SHORT[body.key] || body.key, MODEL_COLORS[body.key], 1 + i)),
+        toggle("Scan surface", SCAN_COLOR, 0), ...bodies.map((body, i) => toggle(viewer.bodyName(body.key), MODEL_COLORS[body.key], 1 + i)),
         element("span", { class: "mstv-key mstv-key-line" }, "Current slice"));
       this.node.append(keys, plot);
       // A phone's tall frame shows less to the sides: the scan is seen from farther away.
@@ -123,14 +123,15 @@
       return { eye: { x: x * this.far, y: y * this.far, z: z * this.far }, center: { x: center[0], y: center[1], z: center[2] } };
     }
 
-    // The surface encloses what the 2D view shows, as far as blocks of voxels can.
-    level(layer) {
-      return 255 * clamp(layer.cut / 255, 0.02, 0.95);
+    // The surface encloses what the 2D view shows, as far as blocks of voxels can: their mean lowers a map's maximum,
+    // and of what is left of it the threshold is a part, or a small spot would vanish.
+    level({ cut, most }) {
+      return (most || 255) * clamp(cut / 255, 0.02, 0.95);
     }
 
     // A lesion smaller than a block fills none: half of what its fullest block holds still shows it.
-    maskLevel(values) {
-      return 0.5 * values.reduce((most, v) => Math.max(most, v), 0) || 127;
+    maskLevel({ most }) {
+      return 0.5 * most || 127;
     }
 
     // Volumes as the mean of blocks of voxels: single voxels would let small spots vanish between them.

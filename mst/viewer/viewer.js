@@ -35,9 +35,10 @@
       const keys = payload.layers.map((layer) => layer.key);
       this.available = KINDS.filter((kind) => kind === "scan" || keys.includes(kind) || (kind === "mask" && payload.mask) ||
         (/^(difference|agreement)$/.test(kind) && keys.includes("mst") && keys.includes("resnet")));
+      this.names = { ...SHORT, ...Object.fromEntries(payload.layers.filter(({ short }) => short).map(({ key, short }) => [key, short])) };
       this.usual = {
         plane: payload.plane, layout: "one", panels: this.available.filter((kind) => !/^(difference|agreement)$/.test(kind)), solo: null,
-        by: "threshold", threshold: 0.9, maximum: 0.5, value: 0, scale: "own", map: "smooth", style: "filled", colors: "Viridis", opacity: 0.6,
+        by: "maximum", threshold: 0.9, maximum: payload.shownFrom, value: 0, scale: "own", map: "smooth", style: "filled", colors: "Viridis", opacity: 0.6,
         window: payload.window.slice(), convention: "radiological", cross: false, outline: true,
       };
       this.view = { ...this.usual };
@@ -56,6 +57,8 @@
     get space() { return this.spaces[this.view.plane]; }
     get count() { return this.space.depth.count; }
     get slice() { return this.index[this.space.depth.axis]; }
+    nameOf({ key }) { return this.names[key] || key; }
+    bodyName(key) { return key === "mask" ? SHORT.mask : `${this.nameOf({ key })} map`; }
     get pair() { return ["mst", "resnet"].map((key) => this.layers.find((layer) => layer.key === key)); }
 
     async start() {
@@ -417,8 +420,8 @@
       const most = Math.max(...this.layers.map((layer) => layer.max), 1e-12);
       const scales = {
         threshold: ["Show top", 0.1, 100, 0.1, (v) => 100 * (1 - v), (s) => 1 - s / 100, (v) => `${Number((100 * (1 - v)).toPrecision(3))}%`],
-        maximum: ["From", 0, 100, 1, (v) => 100 * v, (s) => s / 100, (v) => `${Math.round(100 * v)}% of max.`],
-        value: ["From", 0, most, most / 500, (v) => v, (s) => s, (v) => v.toPrecision(2)],
+        maximum: ["Above", 0, 100, 1, (v) => 100 * v, (s) => s / 100, (v) => `${Math.round(100 * v)}% of max.`],
+        value: ["Above", 0, most, most / 500, (v) => v, (s) => s, (v) => v.toPrecision(2)],
       };
       const input = element("input", { type: "range", "data-control": "threshold", oninput: () => {
         const { by } = this.view;
@@ -430,7 +433,7 @@
         input.value = to(view[view.by]);
         name.textContent = label;
         out.textContent = words(view[view.by]);
-        input.setAttribute("aria-label", view.by === "threshold" ? "Show top" : "Threshold");
+        input.setAttribute("aria-label", view.by === "threshold" ? label : "Show above");
         input.setAttribute("aria-valuetext", out.textContent);
       });
       return element("label", { class: "mstv-range" }, name, input, out);
@@ -472,7 +475,7 @@
         this.select("Colour scale", "scale", [["own", "Each map's own"], ["shared", "One for both"], ["paper", "Paper: 0.995 to 0.999"]],
           // The paper's figures hide what lies below the scale's lower end.
           { paper: { by: "threshold", threshold: PAPER_QUANTILES[0] } }),
-        this.select("Threshold by", "by", [["threshold", "Quantile"], ["maximum", "Part of maximum"], ["value", "Value"]]),
+        this.select("Threshold by", "by", [["maximum", "Part of maximum"], ["threshold", "Quantile"], ["value", "Value"]]),
         this.typed("Threshold", () => tidy(this.view[this.view.by]), (v) =>
           this.apply({ [this.view.by]: this.view.by === "value" ? Math.max(v, 0) : clamp(v, 0, 1) })),
         this.layers.some((layer) => layer.patches)
@@ -533,7 +536,7 @@
     buildChips() {
       const chips = this.available.map((kind) => {
         const chip = element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[kind] ?? MODEL_COLORS.both}`,
-          onclick: () => this.togglePanel(kind) }, SHORT[kind]);
+          onclick: () => this.togglePanel(kind) }, this.names[kind]);
         this.syncs.push(({ panels, solo }) => chip.setAttribute("aria-pressed", String(solo ? solo === kind : panels.includes(kind))));
         return chip;
       });
@@ -545,7 +548,7 @@
       this.spotSaid = element("span", { role: "status" });
       return element("div", { class: "mstv-spots", role: "group", "aria-label": "Next hot spot" }, this.spotSaid, element("span", {}, "Next hot spot"),
         ...this.layers.map((layer) => element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[layer.key]}`,
-          "data-hot-spot": layer.key, onclick: () => this.nextSpot(layer) }, SHORT[layer.key] || layer.key)));
+          "data-hot-spot": layer.key, onclick: () => this.nextSpot(layer) }, this.nameOf(layer))));
     }
 
     // ---- panels
@@ -722,7 +725,7 @@
       const { volume } = layer;
       const spots = (this.spots[layer.key] ??= {
         at: -1, list: hotSpots(volume.codes, this.data.shape, this.data.spacing, { least: Math.round(255 * SMALLEST_HOT_SPOT) }) });
-      const name = SHORT[layer.key] || layer.key;
+      const name = this.nameOf(layer);
       if (!spots.list.length) { this.spotSaid.textContent = `${name}: no hot spot, the map is zero`; return; }
       spots.at = (spots.at + 1) % spots.list.length;
       const { index, code } = spots.list[spots.at];
@@ -832,8 +835,8 @@
       const place = (i * this.data.shape[1] + j) * this.data.shape[2] + k;
       const value = this.scan.value(this.scan.codes[place]);
       const gray = Math.abs(value) < 10 && value % 1 ? value.toFixed(2) : String(Math.round(value));
-      const maps = this.layers.map(({ key, now }) => [SHORT[key] || key,
-        `${now.value(now.codes[place]).toPrecision(2)} (${Math.round((now.codes[place] / 255) * 100)}% of max.)`]);
+      const maps = this.layers.map((layer) => [this.nameOf(layer),
+        `${layer.now.value(layer.now.codes[place]).toPrecision(2)} (${Math.round((layer.now.codes[place] / 255) * 100)}% of max.)`]);
       return [["Intensity", `${gray} ${this.data.unit}`.trim()], ...maps];
     }
 
@@ -878,7 +881,7 @@
         context.globalAlpha = 1;
         context.fillStyle = text;
         context.font = `${11 * ratio}px system-ui, sans-serif`;
-        const name = SHORT[layer.key] || layer.key;
+        const name = this.nameOf(layer);
         context.strokeStyle = card;
         context.lineWidth = 4 * ratio;
         context.lineJoin = "round";

@@ -19,7 +19,7 @@ from playwright.sync_api import Page, expect
 from scan_files import dicom_series
 from serving import serve_dashboard
 
-from mst.data.examples import example_file, example_scan
+from mst.data.examples import example_center, example_file, example_scan
 
 pytestmark = pytest.mark.browser
 
@@ -175,6 +175,41 @@ def test_bad_input_is_told_and_the_page_goes_on(
     _explain(page)
 
 
+def test_an_example_opens_on_its_lesion_and_another_scan_does_not(page: Page, url: str, nodule: Path) -> None:
+    page.goto(url)
+    page.get_by_role("button", name="Lobulated nodule").click()
+    field = page.locator("#center textarea, #center input").first
+    center = ", ".join(f"{v:.1f}" for v in example_center("chest-pleural"))
+    expect(field).to_have_value(center, timeout=60_000)
+    x = center.split(",")[0]
+    expect(page.locator("[data-testid=locator] .mstv-readout")).to_contain_text(f"x {x}", timeout=30_000)
+    _explain(page)
+    expect(page.locator("#results")).to_contain_text(f"the chosen spot, ({center} mm)")
+    expect(page.locator("[data-control=threshold]")).to_have_attribute("aria-valuetext", "40% of max.")
+    _upload(page, nodule)
+    expect(page.locator("#status")).to_contain_text("simulated-chest-round", timeout=30_000)
+    expect(field).to_have_value("")
+
+
+def test_an_answer_on_what_is_no_ct_is_dimmed_and_told(page: Page, url: str, tmp_path: Path) -> None:
+    scan = example_scan("chest-round")
+    nib.save(nib.Nifti1Image(np.abs(scan.voxels) + 1, scan.affine), tmp_path / "bright.nii.gz")
+    page.goto(url)
+    _upload(page, tmp_path / "bright.nii.gz")
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    _explain(page)
+    expect(page.locator(".mst-predictions [role=alert]")).to_contain_text("do not trust the result")
+    expect(page.locator(".mst-card").get_by_text("Do not trust this answer")).to_have_count(2)
+    for dark in (False, True):
+        page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+        colours = page.evaluate(
+            "[...document.querySelectorAll('.mst-track div')].map((e) => getComputedStyle(e).backgroundColor)"
+        )
+        assert len(set(colours)) == 1  # the more probable class stands out no more
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]}).response["violations"]
+    assert [rule["id"] for rule in found if rule["id"] not in GRADIO] == []
+
+
 def test_a_second_scan_replaces_the_first(page: Page, url: str, nodule: Path, tmp_path: Path) -> None:
     page.goto(url)
     _upload(page, nodule)
@@ -275,9 +310,9 @@ def test_axe_finds_nothing_on_the_page(page: Page, url: str, nodule: Path) -> No
 def test_the_web_api_gives_predictions(url: str, nodule: Path, tmp_path: Path) -> None:
     client = Client(url, verbose=False)
     record = client.predict(
-        scan=[handle_file(nodule)], task="chest-ct", center="-66.5,12,-117", mask=None, api_name="/predict"
+        scan=[handle_file(nodule)], task="chest-ct", center="66.5,12,-117", mask=None, api_name="/predict"
     )
-    assert record["region"]["center_mm"] == [-66.5, 12.0, -117.0]
+    assert record["region"]["center_mm"] == [66.5, 12.0, -117.0]
     assert set(record["models"]) == {"mst", "resnet"}
     scan = example_scan("chest-round")
     mask = np.zeros(scan.shape, np.uint8)

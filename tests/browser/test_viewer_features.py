@@ -1,6 +1,7 @@
 """What the viewers offer beyond scrolling: panels, planes, windows, colours, links, pictures; and axe-core."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -265,6 +266,76 @@ def test_contours_leave_the_inside_free(opened: Open) -> None:
     assert 0 < lines < 0.6 * filled
 
 
+def peak() -> np.ndarray:
+    """Nearly zero in all but 6 x 6 x 1 voxels, of which half of the rows reach 45% of the maximum and half 35%."""
+    volume = np.full(SHAPE, 1e-3, np.float32)
+    volume[2:8, 2:5, 5] = 0.45
+    volume[2:8, 5:8, 5] = 0.35
+    volume[2, 2, 5] = 1
+    return volume
+
+
+def test_a_map_is_first_shown_from_a_part_of_its_maximum(opened: Open) -> None:
+    layers = [Layer("mst", "MST", peak()), Layer("resnet", "ResNet", peak())]
+    page = opened(shown=layers)
+    expect(page.locator("[data-control=threshold]")).to_have_attribute("aria-valuetext", "40% of max.")
+    expect(page.locator("[data-panel=mst] .mstv-cut")).to_have_text("0.40")
+    settle(page)
+    # A quantile would show a tenth of the slice, since nearly nothing is nearly the same everywhere.
+    assert colourful(picture(page, "mst")).mean() == pytest.approx(18 / 1200, rel=0.35)
+    page.evaluate("location.hash = '#panels=agreement'")
+    settle(page)
+    assert colourful(picture(page, "agreement")).mean() == pytest.approx(18 / 1200, rel=0.35)
+    page = opened("#style=contours", shown=layers)
+    settle(page)
+    rows = np.nonzero(colourful(picture(page, "mst")).any(axis=1))[0] / picture(page, "mst").shape[0]
+    # Their lines run round rows 2 to 4 from the back alone, which lies below.
+    assert (1 - rows.max(), 1 - rows.min()) == pytest.approx((2 / 30, 5 / 30), abs=0.025)
+
+
+def test_a_link_of_before_still_opens(opened: Open) -> None:
+    page = opened("#threshold=0.9", shown=[Layer("mst", "MST", peak())])
+    expect(page.locator("[data-control=threshold]")).to_have_attribute("aria-valuetext", "10%")
+    page = opened("#maximum=0.3", shown=[Layer("mst", "MST", peak())])
+    expect(page.locator("[data-control=threshold]")).to_have_attribute("aria-valuetext", "30% of max.")
+    settle(page)
+    assert colourful(picture(page, "mst")).mean() == pytest.approx(36 / 1200, rel=0.35)
+    page.locator("[data-panel=mst] .mstv-frame").hover()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("location.hash.includes('maximum=0.3')")
+
+
+def test_models_are_called_by_their_own_names(opened: Open) -> None:
+    one, other = layers()[:2]
+    named = [replace(one, short="MST (2D ResNet)"), replace(other, short="3D ResNet")]
+    page = opened(shown=named)
+    for group in ("Panels", "Next hot spot"):
+        buttons = page.get_by_role("group", name=group).get_by_role("button").all_inner_texts()
+        assert {"MST (2D ResNet)", "3D ResNet"} <= set(buttons)
+        assert not {"MST", "ResNet"} & set(buttons)
+    page.evaluate("location.hash = '#panels=agreement,difference'")
+    settle(page)
+    expect(page.locator("[data-panel=agreement] .mstv-scale")).to_contain_text("MST (2D ResNet) only")
+    expect(page.locator("[data-panel=difference] .mstv-scale")).to_contain_text("3D ResNet more")
+    page.get_by_role("tab", name="MIP").click()
+    expect(page.get_by_role("button", name="MST (2D ResNet) map")).to_be_visible()
+
+
+def test_a_name_of_one_long_word_harms_neither_page_nor_file(opened: Open, page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    opened(title="W" * 3000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("button", name="Save").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Picture (PNG)").click()
+    assert download.value.suggested_filename == "W" * 80 + "-axial-slice-6.png"
+    opened(title="../..")
+    page.get_by_role("button", name="Save").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Picture (PNG)").click()
+    assert download.value.suggested_filename == "scan-axial-slice-6.png"
+
+
 def test_one_scale_for_both_maps(opened: Open) -> None:
     page = opened()
     ends = page.locator("[data-panel=mst] .mstv-scale")
@@ -390,7 +461,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(opened: Open) -> 
         "Axial",
         "Display window",
         "Opacity",
-        "Show top",
+        "Show above",
         "Scan",
         "Display ▾",
         "Save ▾",

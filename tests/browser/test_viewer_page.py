@@ -159,7 +159,7 @@ def test_the_threshold_hides_all_but_the_top_share(page: Page, tmp_path: Path) -
     payload = viewer_payload(marked_scan(), [Layer("mst", "m", ramp)], plane="axial", window=(-1000, 200))
     path = tmp_path / "ramp.html"
     path.write_text(report_html(PREDICTION, payload, title="A ramp"), encoding="utf-8")
-    page.goto(path.as_uri())
+    page.goto(path.as_uri() + "#threshold=0.9")
     page.wait_for_selector("[data-testid=viewer][data-ready=true]")
     shares = []
     for share in (50, 10):

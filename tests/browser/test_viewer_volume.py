@@ -98,6 +98,23 @@ def test_what_3d_draws_stays_small_however_large_the_scan(opened: Open) -> None:
     assert 0 < level < most
 
 
+def test_a_small_spot_is_seen_in_3d_and_in_the_projection(opened: Open) -> None:
+    shape = (102, 102, 136)  # cells of 3 x 3 x 4 voxels
+    spot = np.zeros(shape, np.float32)
+    spot[50, 50, 70] = 1  # a thirty-sixth is left of it in its cell
+    page = opened(shown=[Layer("mst", "MST", spot)], scan=Scan(np.full(shape, -600, np.float32), np.eye(4)))
+    page.get_by_role("tab", name="3D").click()
+    expect(viewer_of(page)).to_have_attribute("data-solid", "ready", timeout=60_000)
+    level, most = page.evaluate(
+        "(({ value, isomin }) => [isomin, Math.max(...value)])(document.querySelector('.mstv-solid-plot').data[1])"
+    )
+    assert level == pytest.approx(0.4 * most, rel=0.01)
+    page.get_by_role("tab", name="MIP").click()
+    settle(page)
+    red, green, blue = np.moveaxis(projection(page), 2, 0)
+    assert ((blue > red + 30) & (green > red + 30)).any()
+
+
 def test_the_projection_shows_the_greatest_value_from_every_side(opened: Open) -> None:
     # A white block to the right, at the front, near the head; the MST's map to the left, at the back.
     page = opened("#threshold=0.5")

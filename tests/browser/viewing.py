@@ -67,13 +67,13 @@ def write_report(
         "windows": [("Lung", -1000, 200), ("Bone", -500, 1300)],
         "unit": "HU",
         "title": "marked",
+        **options,
     }
-    payload = viewer_payload(
-        scan or marked_scan(), coarse_layers() if shown is None else shown, **{**usual, **options}
-    )
+    payload = viewer_payload(scan or marked_scan(), coarse_layers() if shown is None else shown, **usual)
     change(payload)
     path = folder / "report.html"
-    path.write_text(report_html(PREDICTION, payload, title="A report"), encoding="utf-8")
+    page = report_html(PREDICTION, payload, title=usual["title"] if "title" in options else "A report")
+    path.write_text(page, encoding="utf-8")
     return path.as_uri()
 
 

@@ -22,6 +22,7 @@ from mst import cohort
 from mst.cli import main
 from mst.cohort import predict_cohort
 from mst.data import ManifestError, read_manifest
+from mst.data.manifest import Case
 from mst.data.simulated import simulate_chest_ct
 from mst.evaluation import evaluate, summarise
 from mst.files import write_whole
@@ -505,6 +506,15 @@ def test_many_scans_are_classified_and_each_has_its_folder(
     assert main(command) == 0
     assert computed[3:] == ["c0"]
     assert _rows(tmp_path / "out") == rows
+
+
+def test_a_folders_name_is_one_that_every_file_system_takes(data: Path) -> None:
+    names = ["\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 300, "W" * 3000, "W" * 3001, "..", "a/b\udcff"]
+    cases = [Case(name, name, data / "i0.nii.gz", None, "") for name in names]
+    places = list(cohort._folders(cases).values())
+    assert len(set(places)) == len(places)
+    assert all(0 < len(place.encode()) <= 110 for place in places)
+    assert not any("/" in place or place.startswith(".") for place in places)
 
 
 def test_a_scan_that_cannot_be_read_costs_no_other_case(data: Path, models, tmp_path: Path, capsys) -> None:

@@ -1,8 +1,12 @@
 """The PDF report: its pages, its text and its slices."""
 
 import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
+from threading import Barrier
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -10,12 +14,12 @@ from pypdf import PdfReader
 
 import mst
 from mst.data.examples import example_scan
-from mst.pdf_report import _lines, _View, report_pdf
-from mst.prediction import DISCLAIMER
+from mst.pdf_report import _lines, _shortened, _View, report_pdf
 from mst.preprocess import AXES
 from mst.results import display_window, prediction_record
 from mst.scans import Scan
 from mst.tasks import TASKS, Plane
+from mst.words import DISCLAIMER, DOUBTFUL, LONGEST_NAME, LONGEST_TEXT, clipped
 
 CHEST = TASKS["chest-ct"]
 
@@ -67,6 +71,8 @@ def test_the_report_says_what_it_should(scan: Scan, results: dict, mask: np.ndar
         CHEST.question,
         "centre of the lesion mask",
         "Lung window, -1350 to 150 HU",
+        "Each map is coloured above 40% of its maximum",
+        "The map's maximum lies within 2 mm of the lesion",
         "outline: lesion mask",
         "Of 3 series, the longest was taken.",
         "Against the lesion mask",
@@ -83,13 +89,60 @@ def test_the_report_says_what_it_should(scan: Scan, results: dict, mask: np.ndar
     assert "Not a medical device" in str(document.metadata.subject)
 
 
+def has_its_fonts(document: PdfReader) -> bool:
+    """Whether all fonts are embedded as TrueType."""
+    fonts = [font.get_object() for page in document.pages for font in page["/Resources"]["/Font"].values()]
+    descendants = [font["/DescendantFonts"][0].get_object() for font in fonts if "/DescendantFonts" in font]
+    return 0 < len(fonts) == len(descendants) and all(
+        "/FontFile2" in font["/FontDescriptor"].get_object() for font in descendants
+    )
+
+
 def test_fonts_are_embedded(scan: Scan, results: dict) -> None:
-    for page in report(scan, results).pages:
-        fonts = page["/Resources"]["/Font"].values()
-        assert fonts
-        for font in fonts:
-            descriptor = font.get_object()["/DescendantFonts"][0].get_object()["/FontDescriptor"].get_object()
-            assert "/FontFile2" in descriptor
+    assert has_its_fonts(report(scan, results))
+
+
+def test_reports_that_are_made_at_once_are_each_right(scan: Scan, results: dict) -> None:
+    names = [f"patient {letter} $x^{letter}$" for letter in "ABCDEF"]
+    scans = [replace(scan, name=name) for name in names]
+    together = Barrier(len(scans))
+
+    def made(one: Scan) -> PdfReader:
+        together.wait()
+        return report(one, results)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that each thread meets the others in all they do
+    try:
+        with ThreadPoolExecutor(len(scans)) as pool:
+            documents = list(pool.map(made, scans))
+    finally:
+        sys.setswitchinterval(before)
+    for name, document in zip(names, documents, strict=True):
+        assert has_its_fonts(document)
+        text = text_of(document)
+        assert text.count(name) == len(document.pages) + 1  # at each foot, and in the table
+        assert [other for other in names if other in text] == [name]
+    assert has_its_fonts(report(scan, results))  # nothing of their settings is left behind
+
+
+def test_a_model_in_the_msts_place_has_its_own_name(scan: Scan, results: dict) -> None:
+    title = "Medical Slice Transformer with a 2D ResNet"
+    text = text_of(report(scan, results | {"mst": replace(results["mst"], title=title)}))
+    assert text.count(title) == 2  # whole, above its answer too
+    assert "MST (2D ResNet) attention: axial slice" in text
+    assert "Seen by MST (2D ResNet)" in text
+
+
+def test_an_answer_that_is_not_to_be_trusted_says_so_beside_it(scan: Scan, results: dict) -> None:
+    plain = text_of(report(scan, results))
+    assert DOUBTFUL not in plain
+    pages = report(replace(scan, modality="MR"), results).pages
+    first = " ".join(pages[0].extract_text().split())
+    warning = "The file says MR, but Chest CT: lung nodule expects CT: do not trust the result."
+    assert first.index(warning) < first.index("two models" if "two models" in first else "Both models")
+    assert first.count(DOUBTFUL) == len(results)
+    assert warning not in " ".join(pages[1].extract_text().split())  # among the notes it would be missed
 
 
 def test_one_model_without_a_mask_is_a_report_too(scan: Scan, results: dict) -> None:
@@ -149,3 +202,44 @@ def test_lines_are_broken_where_they_have_to_be() -> None:
     lines = _lines("a line of some words and " + "W" * 60, 50, 8)
     assert len(lines) > 2
     assert "".join(lines).replace(" ", "") == "alineofsomewordsand" + "W" * 60
+
+
+def steps(text: str) -> int:
+    """How many calls of the module breaking a text into lines takes, into libraries as well."""
+    count = 0
+
+    def seen(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call") and frame.f_code.co_filename == _lines.__code__.co_filename
+
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        _lines(text, 50, 8)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("piece", ["W", "i", "ab ", "x \n", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"])
+def test_lines_cost_no_more_than_their_letters(piece: str) -> None:
+    assert steps(piece * 800) < 5 * steps(piece * 200)
+
+
+def test_no_text_of_a_file_makes_a_report_long(scan: Scan, results: dict) -> None:
+    assert sum(map(len, _lines("W" * 100_000, 50, 8))) == LONGEST_TEXT
+    assert len(_shortened("W" * 100_000, 50, 8)) < 40
+    known = replace(results["mst"], validation={"auc": 0.8, "protocol": "p" * 100_000})
+    odd = replace(scan, name="W" * 100_000, notes=("N" * 100_000,))
+    record = prediction_record(odd, CHEST, {"mst": known})
+    assert record["scan"]["name"] == clipped(odd.name, LONGEST_NAME)
+    assert len(str(record)) < 8_000
+    assert len(report(odd, {"mst": known}).pages) <= 3
+
+
+def test_a_shortened_text_fits_and_keeps_what_it_can() -> None:
+    assert _shortened("short", 50, 8) == "short"
+    assert _shortened("", 50, 8) == ""
+    cut = _shortened("W" * 60, 50, 8)
+    assert len(_lines(cut, 50, 8)) == 1
+    assert len(_lines(cut[:-1] + "WW", 50, 8)) == 2

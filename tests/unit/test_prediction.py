@@ -1,6 +1,7 @@
 """A scan through both models, with the checkpoints that the project ships."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,14 +10,15 @@ import pytest
 from test_preprocess import orientations, reorient
 
 import mst
+from mst.dashboard.cards import prediction_cards, scan_facts
 from mst.dashboard.explore import _checkpoint_choices
 from mst.data.examples import example_scan
 from mst.models.loading import save_model
-from mst.prediction import DISCLAIMER
 from mst.preprocess import AXES
-from mst.results import prediction_record, scan_notes, write_results
+from mst.results import prediction_record, results_payload, scan_notes, scan_warnings, write_results
 from mst.scans import Scan
 from mst.tasks import TASKS
+from mst.words import DISCLAIMER, DOUBTFUL, SHOWN_FROM
 
 CHEST = TASKS["chest-ct"]
 
@@ -150,7 +152,16 @@ def test_the_mst_with_a_2d_resnet_is_a_full_member(
     files = write_results(tmp_path / "out", scan, CHEST, results)
     record = json.loads(files["prediction.json"].read_text())
     assert record["models"]["mst"]["title"] == result.title
-    assert "Grad-CAM++" in files["report.html"].read_text()
+    page = files["report.html"].read_text()
+    assert "Grad-CAM++" in page
+    assert f"<h2>{result.title}</h2>" in page
+    assert "<h2>Medical Slice Transformer</h2>" not in page
+    assert f"<h3>{result.title}</h3>" in prediction_cards(CHEST, results)
+    names = [(layer["short"], layer["label"]) for layer in results_payload(scan, CHEST, results)["layers"]]
+    assert names == [
+        ("MST (2D ResNet)", "MST (2D ResNet): Grad-CAM++"),
+        ("3D ResNet", "3D ResNet: Grad-CAM++"),
+    ]
 
 
 def test_a_person_chooses_among_all_checkpoints_of_a_study(
@@ -207,9 +218,60 @@ def test_an_mri_in_the_chest_ct_study_is_noted(scan: Scan, results: dict) -> Non
     notes = scan_notes(Scan(scan.voxels, scan.affine, modality="MR"), CHEST)
     assert notes
     assert "MR" in notes[0]
-    bright = Scan(np.abs(scan.voxels) + 1, scan.affine)
+    bright = Scan(np.abs(scan.voxels) + 1, scan.affine, notes=("Read with care.",))
     assert "Hounsfield" in scan_notes(bright, CHEST)[0]
-    assert "do not trust" in prediction_record(bright, CHEST, results)["scan"]["notes"][-1]
+    record = prediction_record(bright, CHEST, results)
+    assert "do not trust" in record["scan"]["notes"][-1]
+    assert record["scan"]["warnings"] == record["scan"]["notes"][1:]
+    assert prediction_record(scan, CHEST, results)["scan"]["warnings"] == []
+
+
+def test_an_answer_that_is_not_to_be_trusted_is_dimmed_and_says_so(
+    scan: Scan, results: dict, tmp_path: Path
+) -> None:
+    bright = Scan(np.abs(scan.voxels) + 1, scan.affine, notes=("Read with care.",))
+    warning = scan_warnings(bright, CHEST)[0]
+    cards = prediction_cards(CHEST, results, [warning])
+    assert cards.index(warning) < cards.index('<div class="mst-cards">')
+    assert 'class="mst-predictions mst-doubtful"' in cards
+    assert cards.count(DOUBTFUL) == len(results)
+    plain = prediction_cards(CHEST, results)
+    assert "doubt" not in plain
+    assert DOUBTFUL not in plain
+    pages = []
+    for one in (bright, scan):
+        page = write_results(tmp_path, one, CHEST, results)["report.html"].read_text(encoding="utf-8")
+        pages.append(page[page.index("<body") : page.index('<section class="mst-viewer"')])
+    assert pages[0].count(warning) == 1
+    assert pages[0].index("Read with care.") < pages[0].index(warning) < pages[0].index("<article>")
+    assert pages[0].count(DOUBTFUL) == len(results)
+    assert "mstr-doubtful" in pages[0]
+    assert "doubtful" not in pages[1]
+
+
+def test_cards_say_what_was_measured(scan: Scan, results: dict) -> None:
+    measures = {"pointing_game": True, "top_slice_in_lesion": True, "share_inside": 0.344}
+    for hit, words in ((True, "maximum lies within 2 mm of"), (False, "maximum does not lie within 2 mm of")):
+        result = replace(results["mst"], metrics=measures | {"pointing_game": hit})
+        assert words in prediction_cards(CHEST, {"mst": result})
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(scan: Scan, results: dict, tmp_path: Path) -> None:
+    odd = replace(scan, name="scan \udcff $x$ " + "W" * 5000, notes=("of \udcff",))
+    files = write_results(tmp_path, odd, CHEST, results)
+    record = json.loads(files["prediction.json"].read_text(encoding="utf-8"))
+    assert record["scan"]["name"].startswith("scan \N{REPLACEMENT CHARACTER} $x$ WWW")
+    assert "\udcff" not in scan_facts(odd, odd.notes)
+    assert len(files["report.html"].read_text(encoding="utf-8").split("</title>")[0]) < 500
+
+
+def test_all_outputs_show_a_map_from_the_same_value(scan: Scan, results: dict) -> None:
+    payload = results_payload(scan, CHEST, results)
+    assert payload["shownFrom"] == SHOWN_FROM
+    # A peak: all but a thousandth of it lies far below what is shown, so a quantile would show what is nothing.
+    for name in ("mst", "resnet"):
+        shown = results[name].saliency >= SHOWN_FROM * results[name].saliency.max()
+        assert 0 < shown.sum() < 0.7 * (results[name].saliency > 0).sum()
 
 
 @pytest.mark.parametrize("task", ["breast-mri", "knee-mri"])
