@@ -48,8 +48,8 @@ def figures() -> str:
         "fold cross-validation by patient; the shipped weights were then trained on all cases in the same way. Off-"
         f"centre: the mean of {first['off_centre_places']} regions a nodule.",
         "",
-        "| | AUC (95% CI) | AUC, region up to 10 mm off-centre | saliency's maximum within 2 mm of the nodule, off-centre | "
-        "most weighted slice in the nodule, off-centre |",
+        "| | AUC (95% CI) | AUC, region up to 10 mm off-centre | saliency's maximum within 2 mm of the nodule, "
+        "off-centre | most weighted slice in the nodule, off-centre |",
         "| --- | --- | --- | --- | --- |",
         *rows,
         f"| diameter alone | {first['baseline_diameter_auc']:.2f} | | | |",
