@@ -22,7 +22,7 @@ def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_predict_writes_its_five_files(nodule: Path, tmp_path: Path, capsys) -> None:
-    center = "-65.0,12.5,-116"
+    center = "65.0,12.5,-116"
     status = main(["predict", str(nodule), "--task", "chest-ct", "--out", str(tmp_path), "--center", center])
     assert status == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -34,7 +34,7 @@ def test_predict_writes_its_five_files(nodule: Path, tmp_path: Path, capsys) -> 
     ]
     record = json.loads((tmp_path / "prediction.json").read_text())
     assert record["region"] == {
-        "center_mm": [-65.0, 12.5, -116.0],
+        "center_mm": [65.0, 12.5, -116.0],
         "chosen_by": "given",
         "text": record["region"]["text"],
     }
