@@ -52,7 +52,9 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
             line = file.readline(MAX_HEADER)
             key, equals, value = line.decode("latin-1").partition("=")
             key = key.strip().lower()
-            if not line or not equals or not key.isidentifier() or file.tell() > MAX_HEADER:
+            # ITK adds what it knew of another format, under names such as "dim[0]".
+            plain = key.isascii() and key.isprintable() and key
+            if not line or not equals or not plain or file.tell() > MAX_HEADER:
                 raise ScanError(f"{path.name} is not a MetaImage file, although its name says so.")
             if key in fields:
                 raise ScanError(f"{path.name} is damaged: its header gives {key} twice; export it again.")

@@ -192,6 +192,7 @@ def test_an_example_opens_on_its_lesion_and_another_scan_does_not(page: Page, ur
 
 
 def test_an_answer_on_what_is_no_ct_is_dimmed_and_told(page: Page, url: str, tmp_path: Path) -> None:
+    page.emulate_media(reduced_motion="reduce")
     scan = example_scan("chest-round")
     nib.save(nib.Nifti1Image(np.abs(scan.voxels) + 1, scan.affine), tmp_path / "bright.nii.gz")
     page.goto(url)

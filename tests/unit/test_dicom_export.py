@@ -356,3 +356,19 @@ def test_a_scan_keeps_its_source_only_while_its_slices_are_the_sources(tmp_path:
     before = Scan(0.5 * scan.voxels, scan.affine)
     assert subtract(scan, before).source is scan.source
     assert why_not(before) == "the scan was not read from DICOM"
+
+
+def test_the_objects_name_the_model_and_the_part_that_they_show(tmp_path: Path) -> None:
+    dicom_series(tmp_path / "dicom")
+    scan = read_scan(tmp_path / "dicom")
+    result = replace(prediction(scan, "gradcam++"), title="Medical Slice Transformer with a 2D ResNet")
+    write_dicom_saliency(tmp_path, scan, {"mst": result})
+    saliency, shown = (pydicom.dcmread(tmp_path / f"mst_{kind}.dcm") for kind in ("saliency", "segmentation"))
+    name = "MST (2D ResNet) Grad-CAM++"
+    assert saliency.SeriesDescription == f"Research only: {name}"
+    # All of it fits: no word is cut off.
+    assert shown.SeriesDescription == f"Research only: {name}, above 40% of maximum"
+    assert shown.SegmentSequence[0].SegmentLabel == f"{name}, above 40% of maximum"
+    for data in (saliency, shown):
+        assert data.ManufacturerModelName == result.title
+        assert data.ContentDescription == f"Research only, not for diagnosis: {name}"

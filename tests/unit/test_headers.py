@@ -167,6 +167,15 @@ def test_an_nrrd_with_volumes_along_its_last_axis(tmp_path: Path) -> None:
     assert any("2 volumes" in note for note in scan.notes)
 
 
+def test_a_metaimage_with_what_itk_adds_of_another_format(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(VOXELS, ras_affine()), tmp_path / "s.nii")
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "s.nii")), str(tmp_path / "s.mhd"))
+    assert b"dim[0] =" in (tmp_path / "s.mhd").read_bytes()
+    scan = read_scan(tmp_path / "s.mhd")
+    np.testing.assert_array_equal(scan.voxels, VOXELS)
+    np.testing.assert_allclose(scan.affine, ras_affine(), atol=1e-5)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("detached", [True, False])
 @pytest.mark.parametrize("ending", ["nrrd", "mha"])
