@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+STAGING = ".writing-"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -24,3 +30,66 @@ def write_whole(path: Path, content: str | bytes) -> None:
         staging.unlink(missing_ok=True)
         # A full disk is reported without a name by the operating system.
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def replacing(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A set of files that takes the place of an earlier one as a whole: the block writes, then all are put in place.
+
+    Other files in the folder, which may be a person's own, are not touched.
+
+    Args:
+        folder: where the set belongs; it is made where it is missing.
+        names: of all files that a set can have. Those of an earlier set go, also where the new one lacks them. The
+            first is the one by which a reader knows a set: it goes first and comes last.
+
+    Yields:
+        An empty folder for the block to write the new files into, on the same disk.
+
+    Raises:
+        OSError: they cannot be written or put in place; the folder is as it was before, as after any error of the block.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    staging = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Within the folder: its parent may be another disk, or not ours to write into.
+        for left in folder.glob(STAGING + "*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
+        fresh, former = staging / "new", staging / "former"
+        fresh.mkdir()
+        former.mkdir()
+        yield fresh
+        _swap(folder, fresh, former, names)
+    except BaseException as error:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for place in made:
+            _remove_empty(place)
+        if isinstance(error, OSError) and (error.filename is None or STAGING in str(error.filename)):
+            # A full disk is reported without a name, and nobody knows the folder that the files were written into.
+            raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(folder: Path, fresh: Path, former: Path, names: Sequence[str]) -> None:
+    """Moves the former files out of a folder and the fresh ones in; on an error everything is moved back."""
+    moves = [(folder / name, former / name) for name in names if (folder / name).exists()]
+    moves += [(fresh / name, folder / name) for name in reversed(names) if (fresh / name).exists()]
+    done = []
+    try:
+        for source, target in moves:
+            done.append((source, target))
+            source.rename(target)
+    except BaseException:
+        for source, target in reversed(done):
+            if target.exists() and not source.exists():
+                target.rename(source)
+        raise
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # others have put something there meanwhile
+        folder.rmdir()
