@@ -47,7 +47,7 @@ def replacing(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         An empty folder for the block to write the new files into, on the same disk.
 
     Raises:
-        OSError: they cannot be written or put in place; the folder is as it was before, as after any error of the block.
+        OSError: they cannot be written or put in place; as after any error, the folder is as it was before.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     staging = None

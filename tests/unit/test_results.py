@@ -46,7 +46,7 @@ def predictions(scan: Scan, *models: str) -> dict[str, Prediction]:
         seconds=0.5,
         method="attention",
     )
-    return {name: made for name in models}
+    return dict.fromkeys(models, made)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -78,7 +78,8 @@ def test_files_that_are_not_of_a_result_are_not_touched(patient: Scan, tmp_path:
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
-    "writer", ["write_nifti", "report_html", "report_pdf", "write_dicom_saliency", "prediction.json", "rename"]
+    "writer",
+    ["write_nifti", "report_html", "report_pdf", "write_dicom_saliency", "prediction.json", "rename"],
 )
 def test_a_failure_leaves_the_former_result_or_none(
     patient: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, error: BaseException
