@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STAGING = ".writing-"
+STEM_LENGTH = 60
+SCAN_ENDINGS = re.compile(r"\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|zip|dcm)$", re.IGNORECASE)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -30,6 +34,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
         staging.unlink(missing_ok=True)
         # A full disk is reported without a name by the operating system.
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def safe_stem(name: str) -> str:
+    """What a scan's files are called: its name as far as every system takes it, never empty.
+
+    >>> safe_stem("Röntgen: Müller/../chest.v2.nii.gz")
+    'Rontgen-Muller-chest-v2'
+    """
+    plain = unicodedata.normalize("NFKD", SCAN_ENDINGS.sub("", name)).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_]+", "-", plain)[:STEM_LENGTH].strip("-_") or "scan"
 
 
 @contextmanager
