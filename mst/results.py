@@ -9,13 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from mst.prediction import LABELS, Prediction
+from mst.files import replacing
+from mst.prediction import LABELS, MODELS, Prediction
 from mst.scans import Scan, write_nifti
 from mst.scans.hounsfield import hounsfield_shift
 from mst.scans.scan import Caution
 from mst.tasks import Task, Window
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
 from mst.words import DISCLAIMER, LONGEST_NAME, METHOD_LABELS, clipped, short_label
+
+# Everything that a result can consist of; whoever finds prediction.json finds the rest as well.
+RESULT_FILES = (
+    "prediction.json",
+    "report.html",
+    "report.pdf",
+    *(
+        f"{model}_{kind}"
+        for model in MODELS
+        for kind in ("saliency.nii.gz", "saliency.dcm", "segmentation.dcm")
+    ),
+)
 
 
 def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction]) -> dict[str, Any]:
@@ -165,6 +178,9 @@ def write_results(
     For a scan that was read from DICOM also <model>_saliency.dcm and <model>_segmentation.dcm, which refer to
     its series.
 
+    A former result in the folder gives way as a whole, so that no file of it stays beside the new ones; other files
+    are not touched.
+
     Args:
         folder: where to; it is made.
         scan, task, results: of `mst.predict`.
@@ -173,36 +189,31 @@ def write_results(
 
     Returns:
         The files by their names.
+
+    Raises:
+        OSError: the files cannot be written (a full disk, no permission); the folder is as it was before.
     """
     # Here, since both take a while to import and nothing else needs them.
     from mst.dicom_export import DicomExportError, write_dicom_saliency
     from mst.pdf_report import report_pdf
 
-    folder.mkdir(parents=True, exist_ok=True)
     record = prediction_record(scan, task, results)
-    files = {}
-    for name, result in results.items():
-        path = folder / f"{name}_saliency.nii.gz"
-        write_nifti(result.saliency, scan.affine, path)
-        files[path.name] = path
-    report = folder / "report.html"
-    payload = results_payload(scan, task, results, mask)
-    title = f"{task.title} - {record['scan']['name']}"
-    report.write_text(report_html(record, payload, title=title), encoding="utf-8")
-    files[report.name] = report
-    document = folder / "report.pdf"
-    document.write_bytes(report_pdf(record, scan, task, results, display_window(scan, task), mask))
-    files[document.name] = document
-    if scan.source is not None:
-        try:
-            files |= write_dicom_saliency(folder, scan, results)
-        except DicomExportError as error:
-            tell(str(error))
-    # Last, so that whoever finds prediction.json finds the rest as well.
-    summary = folder / "prediction.json"
-    summary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    files[summary.name] = summary
-    return files
+    with replacing(folder, RESULT_FILES) as fresh:
+        for name, result in results.items():
+            write_nifti(result.saliency, scan.affine, fresh / f"{name}_saliency.nii.gz")
+        payload = results_payload(scan, task, results, mask)
+        report = report_html(record, payload, title=f"{task.title} - {record['scan']['name']}")
+        (fresh / "report.html").write_text(report, encoding="utf-8")
+        document = report_pdf(record, scan, task, results, display_window(scan, task), mask)
+        (fresh / "report.pdf").write_bytes(document)
+        if scan.source is not None:
+            try:
+                write_dicom_saliency(fresh, scan, results)
+            except DicomExportError as error:
+                tell(str(error))
+        (fresh / "prediction.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        written = {path.name for path in fresh.iterdir()}
+    return {name: folder / name for name in RESULT_FILES if name in written}
 
 
 def _on_canonical(volume: np.ndarray, scan: Scan) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import plotly
 
-from mst.dashboard.explore import build_explore_page
+from mst.dashboard.explore import build_explore_page, end_visit
 from mst.dashboard.theme import build_theme
 from mst.viewer import head_html
 
@@ -29,6 +29,7 @@ def build_app() -> gr.Blocks:
         title=TITLE, analytics_enabled=False, delete_cache=(3600, KEEP_FILES_SECONDS), fill_width=True
     ) as app:
         build_explore_page()
+    app.unload(end_visit)
     app.queue(default_concurrency_limit=2)
     return app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from uuid import uuid4
 
 from mst.prediction import Prediction
 from mst.scans import Scan
@@ -59,6 +60,21 @@ def scan_facts(scan: Scan, notes: Iterable[str]) -> str:
     return (
         f'<div class="mst-facts" role="status"><p><strong>{escape(clipped(scan.name, LONGEST_NAME))}</strong> '
         f"<span>{escape(' · '.join(facts))}</span></p>" + (f"<ul>{items}</ul>" if items else "") + "</div>"
+    )
+
+
+def opening() -> str:
+    """Stands where the scan will be, so that nothing of the one before it does."""
+    return '<section class="mst-empty" role="status"><p>Opening the scan</p></section>'
+
+
+def answers(scan: Scan, results: Mapping[str, Prediction], content: str) -> str:
+    """Answers with what they were made for, which page.js says as soon as something else is chosen."""
+    at = ", ".join(f"{value:.1f}" for value in next(iter(results.values())).spot.center)
+    made_for = f"These answers are for {scan.name} at {at} mm. Press Explain for the new choice."
+    return (
+        f'<div class="mst-answers" data-run="{uuid4().hex}" data-made-for="{escape(made_for)}">'
+        f'<p class="mst-stale" role="status"></p>{content}</div>'
     )
 
 

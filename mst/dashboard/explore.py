@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -15,10 +15,23 @@ from gradio.utils import get_upload_folder
 
 from mst.coordinates import parse_center
 from mst.dashboard import cards
-from mst.dashboard.store import belong_together, open_scan, recall, remember
+from mst.dashboard.store import (
+    Inputs,
+    are_current,
+    belong_together,
+    end_session,
+    is_opened,
+    keep_folder,
+    note_inputs,
+    note_opened,
+    open_scan,
+    remember,
+    take_result,
+)
 from mst.data.examples import EXAMPLES, example_center, example_file
 from mst.dicom_export import why_not
 from mst.errors import InputError
+from mst.files import safe_stem
 from mst.models import list_checkpoints
 from mst.models.loading import checkpoint_grid, checkpoints_folder
 from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
@@ -115,38 +128,67 @@ def build_explore_page() -> None:
                 ]
     gr.HTML(cards.FOOTER, padding=False, apply_default_css=False)
 
-    inputs = [scan, task, center, mask, side, pre]
-    task.change(
-        _choose_task,
-        task,
-        [side, pre, *choices.values(), *(button for _, button in examples)],
+    inputs: list[Any] = [scan, task, center, mask, side, pre, *choices.values(), tta]
+    run.click(None, inputs, None, js="(...inputs) => window.mstPage.asks(...inputs)")
+    made = run.click(
+        _explain,
+        inputs,
+        [status, results, downloads, *buttons],
         api_visibility="private",
-        show_progress="hidden",
+        show_progress_on=[results],
+        scroll_to_output=True,
+    )
+    # The files are written once the page already shows the result: a large scan takes seconds to compress.
+    written = made.success(_write_files, None, buttons, api_visibility="private", show_progress="hidden")
+
+    # What is under way belongs to what was chosen when it began. The browser drops it as soon as anything changes;
+    # the server, which cannot stop a thread, compares at its end. These listeners come before all others, since the
+    # browser takes them in turn and waits for the server between them.
+    changes = [field.change for field in inputs]
+    gr.on(
+        changes,
+        None,
+        inputs,
+        None,
+        js="(...inputs) => window.mstPage.changes(...inputs)",
+        cancels=[made],
+        trigger_mode="multiple",
+    )
+    gr.on(
+        [scan.change, task.change, pre.change, *(button.click for _, button in examples)],
+        None,
+        cancels=[made, written],
+    )
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    gr.on(changes, _note_inputs, inputs, None, concurrency_limit=None, trigger_mode="always_last", **quiet)
+
+    task.change(
+        _choose_task, task, [side, pre, *choices.values(), *(button for _, button in examples)], **quiet
     )
     uploaded, opening = gr.State([]), gr.State("")
     show: dict[str, Any] = {
         "fn": _show_scan,
-        "inputs": [*inputs, *choices.values()],
+        "inputs": inputs,
         "outputs": [status, locator],
         "api_visibility": "private",
     }
-    scan.change(
-        _newest_upload,
-        [scan, uploaded, task, opening],
-        [scan, uploaded, center, results, opening],
-        api_visibility="private",
-        show_progress="hidden",
-    ).then(**show, show_progress_on=[locator])
-    for trigger in (task.change, pre.change):
-        trigger(
-            lambda: ("", ""), None, [center, results], api_visibility="private", show_progress="hidden"
-        ).then(**show, show_progress_on=[locator])
-    for trigger in (mask.change, center.submit, *(choice.input for choice in choices.values())):
-        trigger(**show, show_progress="hidden")
+    emptied = [status, locator, results, downloads]
+    opened = [scan, task, pre]
+    for replaced in (
+        scan.change(
+            _take_upload,
+            [*opened, uploaded, opening],
+            [scan, uploaded, opening, center, mask, side, pre, *emptied],
+            **quiet,
+        ),
+        task.change(_take_study, opened, [center, *emptied], **quiet),
+        pre.change(_empty, opened, emptied, **quiet),
+    ):
+        replaced.then(**show, show_progress_on=[locator])
+    pointing = [mask.change, center.submit, *(choice.input for choice in choices.values())]
+    gr.on(pointing, **show, show_progress="hidden", trigger_mode="always_last")
     # A side that is chosen stands for its middle: the spot that was chosen before no longer counts.
-    side.input(lambda: "", None, center, api_visibility="private", show_progress="hidden").then(
-        **show, show_progress="hidden"
-    )
+    side.input(lambda: "", None, center, **quiet).then(**show, show_progress="hidden")
     for example, button in examples:
         button.click(
             lambda key=example.key: ([str(example_file(key, _examples_folder()))], key),
@@ -154,16 +196,6 @@ def build_explore_page() -> None:
             [scan, opening],
             api_visibility="private",
         )
-    made = run.click(
-        _explain,
-        [*inputs, *choices.values(), tta],
-        [status, results, downloads, *buttons],
-        api_visibility="private",
-        show_progress_on=[results],
-        scroll_to_output=True,
-    )
-    # The files are written once the page already shows the result: a large scan takes seconds to compress.
-    made.success(_write_files, None, buttons, api_visibility="private", show_progress="hidden")
     _build_api()
 
 
@@ -213,19 +245,64 @@ def _choose_task(key: str) -> list[Any]:
     ]
 
 
-def _newest_upload(
-    files: list[str] | None, before: list[str], key: str, opening: str
-) -> tuple[Any, list[str], str, str, str]:
-    """(scan, uploaded, centre, results, opening) once the scan's files have changed.
+def _take_upload(
+    files: list[str] | None,
+    key: str,
+    pre: list[str] | None,
+    before: list[str],
+    opening: str,
+    request: gr.Request,
+) -> list[Any]:
+    """(scan, uploaded, opening, centre, mask, side, pre-contrast scan, status, locator, results, downloads).
 
-    Gradio adds an upload to what is there; a new scan should replace it. An example, whose key `opening` then is,
-    opens on its lesion.
+    Gradio adds an upload to what is there; a new scan should replace it, and what was given for the one before goes
+    with it. What was given before the first scan is for that scan. An example, whose key `opening` then is, opens on
+    its lesion.
     """
     files = files or []
     new = [file for file in files if file not in before]
-    kept = new if new and not belong_together(before, new, get_task(key)) else files
+    adds = set(before) <= set(files) and belong_together(before, new, get_task(key))
+    kept = new if new and not adds else files
     center = ", ".join(f"{v:.1f}" for v in example_center(opening)) if opening else ""
-    return (gr.skip() if kept == files else kept), kept, center, "", ""
+    if kept == before:
+        # The example that is open already is opened once more.
+        return [gr.skip(), gr.skip(), "", center or gr.skip(), *(gr.skip() for _ in range(7))]
+    another = bool(before) and not adds
+    return [
+        gr.skip() if kept == files else kept,
+        kept,
+        "",
+        center if another or opening else gr.skip(),
+        *(None if another else gr.skip() for _ in ("mask", "side", "pre-contrast scan")),
+        *_empty(kept, key, None if another else pre, request),
+    ]
+
+
+def _take_study(files: list[str] | None, key: str, pre: list[str] | None, request: gr.Request) -> list[Any]:
+    """(centre, status, locator, results, downloads) for another study of the open scan."""
+    return ["", *_empty(files, key, pre, request)]
+
+
+def _empty(files: list[str] | None, key: str, pre: list[str] | None, request: gr.Request) -> list[Any]:
+    """(status, locator, results, downloads) until another scan is shown: nothing of the one before."""
+    note_opened(_session(request), (files, key, pre))
+    return ["", cards.opening() if files else cards.EMPTY, "", gr.update(visible=False)]
+
+
+def _note_inputs(
+    files: list[str] | None,
+    key: str,
+    center: str,
+    mask: str | None,
+    side: str | None,
+    pre: list[str] | None,
+    mst: str | None,
+    resnet: str | None,
+    tta: bool,
+    request: gr.Request,
+) -> None:
+    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta)
+    note_inputs(_session(request), inputs)
 
 
 def _show_scan(
@@ -235,14 +312,21 @@ def _show_scan(
     mask: str | None,
     side: str | None,
     pre: list[str] | None,
-    *checkpoints: str | None,
+    mst: str | None,
+    resnet: str | None,
+    tta: bool,
+    request: gr.Request,
 ) -> tuple[Any, Any]:
     """(status, locator) for an upload, with the region that the chosen checkpoints look at."""
     if not files:
         return "", cards.EMPTY
+    session = _session(request)
+    # Of a scan that cannot be read there is nothing to show, and of the one before nothing either.
+    locator: Any = ""
     try:
         task = get_task(key)
-        scan = open_scan(files, task, pre or ())
+        scan = open_scan(files, task, pre or (), session)
+        locator = gr.skip()
         lesion = as_mask(mask, scan) if mask else None
         spot = choose_spot(scan, task, parse_center(center), lesion, side)
         window = display_window(scan, task)
@@ -251,14 +335,19 @@ def _show_scan(
             window=(window.low, window.high),
             unit=task.unit,
             center=spot.center,
-            box_mm=_box(scan, task, [name for name in checkpoints if name]),
+            box_mm=_box(scan, task, [name for name in (mst, resnet) if name]),
         )
-        return cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)]), html
+        status, locator = cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)]), html
     except InputError as error:
-        return cards.alert(str(error)), gr.skip()
+        status = cards.alert(str(error))
     except Exception:
         log.exception("a scan could not be shown")
-        return cards.alert(UNEXPECTED), gr.skip()
+        status = cards.alert(UNEXPECTED)
+    return (status, locator) if is_opened(session, (files, key, pre)) else (gr.skip(), gr.skip())
+
+
+class _SupersededError(Exception):
+    """Something else was chosen while an answer was made."""
 
 
 def _explain(
@@ -277,12 +366,22 @@ def _explain(
     """(status, results, downloads, one update a download button) for the run button."""
     hidden = [gr.update(visible=False, value=None) for _ in FILES]
     kept = [gr.skip(), gr.skip(), *(gr.skip() for _ in FILES)]
+    session = _session(request)
+    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta)
+    note_inputs(session, inputs)
+
+    def step(share: float, doing: str) -> None:
+        if not are_current(session, inputs):
+            raise _SupersededError
+        progress(share, desc=doing)
+
     try:
         task = get_task(key)
-        progress(0.05, desc="Reading the scan")
-        scan = open_scan(files or [], task, pre or ())
+        step(0.05, "Reading the scan")
+        scan = open_scan(files or [], task, pre or (), session)
         facts = cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)])
         if not any(list_checkpoints(task.key).values()):
+            step(1, "Drawing")
             return [facts, cards.no_checkpoint(task), gr.update(visible=False), *hidden]
         lesion = as_mask(mask, scan) if mask else None
         steps = {name: 0.2 + 0.35 * index for index, name in enumerate(MODELS)}
@@ -294,31 +393,42 @@ def _explain(
             side=side,
             models={"mst": mst, "resnet": resnet},
             tta=tta,
-            on_model=lambda name: progress(steps[name], desc=f"{LABELS[name]} looks at the scan"),
+            on_model=lambda name: step(steps[name], f"{LABELS[name]} looks at the scan"),
         )
-        progress(0.9, desc="Drawing")
-        remember(str(request.session_hash), (scan, task, results, lesion))
+        step(0.9, "Drawing")
         viewer = viewer_html(results_payload(scan, task, results, lesion))
-        return [
+        shown = cards.answers(
+            scan, results, cards.prediction_cards(task, results, scan_warnings(scan, task)) + viewer
+        )
+        answer = [
             facts,
-            cards.prediction_cards(task, results, scan_warnings(scan, task)) + viewer,
+            shown,
             gr.update(visible=True),
             *(gr.update(interactive=False, visible=_made(name, scan, results)) for name in FILES),
         ]
+        step(1, "Drawing")
+        remember(session, inputs, (scan, task, results, lesion))
+        return answer
+    except _SupersededError:
+        return [gr.skip(), *kept]
     except InputError as error:
-        return [cards.alert(str(error)), *kept]
+        problem = str(error)
     except Exception:
         log.exception("a scan could not be explained")
-        return [cards.alert(UNEXPECTED), *kept]
+        problem = UNEXPECTED
+    return [cards.alert(problem) if are_current(session, inputs) else gr.skip(), *kept]
 
 
 def _write_files(request: gr.Request) -> list[Any]:
     """One update a download button, once the files of the session's last result are written."""
-    kept = recall(str(request.session_hash))
+    session = _session(request)
+    kept = take_result(session)
     if kept is None:
-        return [gr.update(visible=False) for _ in FILES]
-    scan, task, results, mask = kept
-    folder = Path(tempfile.mkdtemp(prefix="result-", dir=_cache_folder()))
+        return [gr.skip() for _ in FILES]
+    inputs, (scan, task, results, mask) = kept
+    del kept
+    place = TemporaryDirectory(prefix="result-", dir=_cache_folder(), ignore_cleanup_errors=True)
+    folder = Path(place.name)
     files = write_results(folder, scan, task, results, mask, tell=gr.Info)
     objects = [path for name, path in files.items() if name.endswith(".dcm")]
     if objects:
@@ -328,12 +438,39 @@ def _write_files(request: gr.Request) -> list[Any]:
                 archive.write(path, path.name)
                 path.unlink()
         files[DICOM_ZIP] = folder / DICOM_ZIP
+    if not is_opened(session, (inputs.files, inputs.task, inputs.pre)):
+        return [gr.skip() for _ in FILES]
+    keep_folder(session, place)
+    stem = safe_stem(scan.name)
     return [
-        gr.update(value=str(files[name]), visible=True, interactive=True)
+        gr.update(value=str(files[name].rename(folder / f"{stem}_{name}")), visible=True, interactive=True)
         if name in files
         else gr.update(visible=False)
         for name in FILES
     ]
+
+
+def _as_inputs(
+    files: list[str] | None,
+    key: str,
+    center: str,
+    mask: str | None,
+    side: str | None,
+    pre: list[str] | None,
+    mst: str | None,
+    resnet: str | None,
+    tta: bool,
+) -> Inputs:
+    return Inputs(tuple(files or ()), key, center.strip(), mask, side, tuple(pre or ()), mst, resnet, tta)
+
+
+def _session(request: gr.Request) -> str:
+    return str(request.session_hash)
+
+
+def end_visit(request: gr.Request) -> None:
+    """Lets go what is kept for a session; for `gr.Blocks.unload`."""
+    end_session(_session(request))
 
 
 def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:

@@ -1,54 +1,216 @@
-"""What the page keeps in memory: the scans opened last and each session's last result, within a limit."""
+"""What the page keeps in memory: scans, results until their files are written, each session's inputs and files.
+
+Everything is bounded in bytes, expires when it is not used and goes with the session that it is for.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from sys import getsizeof
+from tempfile import TemporaryDirectory
+from threading import Lock, Timer
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mst.prediction import Prediction
 from mst.scans import Scan, ScanError, read_scan, subtract
+from mst.scans.resampling import split_contrast
 from mst.tasks import Task
 
-MAX_SCAN_BYTES = 1_500_000_000
-MAX_RESULTS = 12
+MAX_BYTES = 1_500_000_000
+MAX_INPUT_BYTES = 16_000_000
+LIFETIME_SECONDS = 3600.0
+DAY_SECONDS = 24 * 3600.0
 WHOLE_SCANS = (".nii", ".nii.gz", ".nrrd", ".mha", ".zip")
 
 # A scan, its study, each model's prediction and the lesion mask, as `write_results` takes them.
 Result = tuple[Scan, Task, Mapping[str, Prediction], np.ndarray | None]
-_scans: OrderedDict[tuple, Scan] = OrderedDict()
-_results: OrderedDict[str, Result] = OrderedDict()
-_lock = Lock()
 
 
-def open_scan(files: Sequence[str], task: Task, pre: Sequence[str] = ()) -> Scan:
+class Inputs(NamedTuple):
+    """All that an answer depends on, as the page's fields say it."""
+
+    files: tuple[str, ...]
+    task: str
+    center: str
+    mask: str | None
+    side: str | None
+    pre: tuple[str, ...]
+    mst: str | None
+    resnet: str | None
+    tta: bool
+
+
+# A scan's files, the study's key and the pre-contrast scan's files.
+Opened = tuple[Sequence[str] | None, str, Sequence[str] | None]
+
+
+@dataclass
+class _Entry:
+    value: Any
+    parts: dict[int, int]
+    used: float
+    sessions: set[str] = field(default_factory=set)
+
+
+class Store:
+    """Values by key, within a limit of bytes and for a time after their last use.
+
+    Args:
+        limit: bytes of all entries together; what several share counts once. The entry put last stays in any case.
+        lifetime: seconds after its last use that an entry is let go.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, limit: int, lifetime: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self.lifetime = lifetime
+        self.clock = clock
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._lock = Lock()
+        self._timer: Timer | None = None
+
+    def __len__(self) -> int:
+        self.expire()
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """What the entries take together."""
+        with self._lock:
+            return self._nbytes()
+
+    def put(self, key: Hashable, value: Any, session: str | None = None) -> None:
+        """Keeps a value; for a session, until that session ends."""
+        entry = _Entry(value, dict(_parts(value, set())), self.clock())
+        with self._lock:
+            former = self._entries.pop(key, None)
+            if former is not None:
+                entry.sessions = former.sessions
+            if session is not None:
+                entry.sessions.add(session)
+            self._entries[key] = entry
+            self._expire()
+            while len(self._entries) > 1 and self._nbytes() > self.limit:
+                self._entries.popitem(last=False)
+            self._wake()
+
+    def get(self, key: Hashable, session: str | None = None) -> Any:
+        """A key's value, which counts as a use, also for that session; None when there is none."""
+        with self._lock:
+            self._expire()
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._entries.move_to_end(key)
+            entry.used = self.clock()
+            if session is not None:
+                entry.sessions.add(session)
+            return entry.value
+
+    def take(self, key: Hashable) -> Any:
+        """A key's value, which is not kept any longer; None when there is none."""
+        with self._lock:
+            self._expire()
+            entry = self._entries.pop(key, None)
+            return None if entry is None else entry.value
+
+    def end(self, session: str) -> None:
+        """Lets go what was kept for this session alone."""
+        with self._lock:
+            for key, entry in list(self._entries.items()):
+                if session in entry.sessions:
+                    entry.sessions.remove(session)
+                    if not entry.sessions:
+                        del self._entries[key]
+
+    def expire(self) -> None:
+        """Lets go what was not used for the lifetime."""
+        with self._lock:
+            self._expire()
+
+    def _expire(self) -> None:
+        limit = self.clock() - self.lifetime
+        # The order is that of the last use.
+        while self._entries and next(iter(self._entries.values())).used <= limit:
+            self._entries.popitem(last=False)
+
+    def _nbytes(self) -> int:
+        return sum({part: n for entry in self._entries.values() for part, n in entry.parts.items()}.values())
+
+    def _wake(self) -> None:
+        """Entries expire also where nobody comes any more."""
+        if self._timer is None and self._entries:
+            oldest = next(iter(self._entries.values()))
+            self._timer = Timer(max(1.0, oldest.used + self.lifetime - self.clock()), self._tick)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _tick(self) -> None:
+        with self._lock:
+            self._timer = None
+            self._expire()
+            self._wake()
+
+
+def _parts(value: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
+    """(identity, bytes) of everything that a value holds; arrays that are views of one memory are one part."""
+    while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
+        value = value.base
+    if id(value) in seen or value is None or callable(value):
+        return
+    seen.add(id(value))
+    if isinstance(value, np.ndarray):
+        yield id(value), value.nbytes
+        return
+    yield id(value), getsizeof(value, 0)
+    if isinstance(value, Mapping):
+        inner: list[Any] = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        inner = list(value)
+    else:
+        inner = list(getattr(value, "__dict__", {}).values())
+    for part in inner:
+        yield from _parts(part, seen)
+
+
+_kept = Store(MAX_BYTES, LIFETIME_SECONDS)
+# Apart, so that a large scan never makes a session forget what it has open.
+_inputs = Store(MAX_INPUT_BYTES, LIFETIME_SECONDS)
+# A folder goes with the last reference to it.
+_folders = Store(MAX_INPUT_BYTES, DAY_SECONDS)
+
+
+def open_scan(files: Sequence[str], task: Task, pre: Sequence[str] = (), session: str | None = None) -> Scan:
     """The scan in the uploaded files; for breast MRI, minus the pre-contrast scan where one is given.
 
-    Two volumes uploaded together for breast MRI are taken for the post- and the pre-contrast scan; the one
-    with "pre" in its name is the pre-contrast one.
+    Two volumes uploaded together for breast MRI are taken for the post- and the pre-contrast scan, by their names.
+
+    Args:
+        files: of the scan.
+        task: the study.
+        pre: files of the pre-contrast scan.
+        session: for which it is kept; None keeps it for its lifetime.
 
     Raises:
-        ScanError: the files hold no usable scan.
+        ScanError: the files hold no usable scan, or two whose names do not tell which is which.
     """
     if not files:
         raise ScanError("Choose a scan first: drop a file, a zip or all files of a DICOM series.")
-    if not pre and task.key == "breast-mri" and len(files) == 2:
-        files, pre = _split_contrast(files)
+    if not pre and task.key == "breast-mri" and len(files) == 2 and all(map(_is_whole, files)):
+        files, pre = split_contrast(files)
     key = (_identity(files), _identity(pre))
-    with _lock:
-        if key in _scans:
-            _scans.move_to_end(key)
-            return _scans[key]
-    scan = read_scan(list(files) if len(files) > 1 else files[0])
-    if pre:
-        scan = subtract(scan, read_scan(list(pre) if len(pre) > 1 else pre[0]))
-    with _lock:
-        _scans[key] = scan
-        while len(_scans) > 1 and sum(kept.voxels.nbytes for kept in _scans.values()) > MAX_SCAN_BYTES:
-            _scans.popitem(last=False)
+    scan: Scan | None = _kept.get(key, session)
+    if scan is None:
+        scan = read_scan(list(files) if len(files) > 1 else files[0])
+        if pre:
+            scan = subtract(scan, read_scan(list(pre) if len(pre) > 1 else pre[0]))
+        _kept.put(key, scan, session)
     return scan
 
 
@@ -58,33 +220,64 @@ def belong_together(before: Sequence[str], new: Sequence[str], task: Task) -> bo
     Slices of a DICOM series and a header with its data do; a volume or a zip is a scan of its own, except for
     the second of two breast MRI scans (before and after contrast).
     """
-    whole = [file for file in (*before, *new) if file.lower().endswith(WHOLE_SCANS)]
+    whole = [file for file in (*before, *new) if _is_whole(file)]
     if task.key == "breast-mri" and len(before) == len(new) == 1:
         return True
     return not before or not whole
 
 
-def remember(session: str, result: Result) -> None:
-    """Keeps a session's last result for its downloads."""
-    with _lock:
-        _results[session] = result
-        _results.move_to_end(session)
-        while len(_results) > MAX_RESULTS:
-            _results.popitem(last=False)
+def remember(session: str, inputs: Inputs, result: Result) -> None:
+    """Keeps a session's last result, and what it was made from, until its files are written."""
+    _kept.put(("result", session), (inputs, result), session)
 
 
-def recall(session: str) -> Result | None:
-    """The session's last result; None when there is none, or too many came after it."""
-    with _lock:
-        return _results.get(session)
+def take_result(session: str) -> tuple[Inputs, Result] | None:
+    """The session's last result, which is let go; None when there is none."""
+    kept: tuple[Inputs, Result] | None = _kept.take(("result", session))
+    return kept
 
 
-def _split_contrast(files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(post, pre) of two uploaded volumes; both in the first list where the names do not tell."""
-    named = [file for file in files if "pre" in Path(file).name.lower()]
-    if len(named) != 1:
-        return list(files), []
-    return [file for file in files if file not in named], named
+def keep_folder(session: str, folder: TemporaryDirectory) -> None:
+    """Keeps a result's files for their download until the session's next result, its end or a day later."""
+    _folders.put(session, folder, session)
+
+
+def note_inputs(session: str, inputs: Inputs) -> None:
+    """Notes what a session's page has open and chosen now: the only thing that it may show an answer for."""
+    _inputs.put(session, inputs, session)
+
+
+def are_current(session: str, inputs: Inputs) -> bool:
+    """Whether these are still a session's inputs; also where nothing is known of the session."""
+    noted: Inputs | None = _inputs.get(session)
+    return noted is None or noted == inputs
+
+
+def note_opened(session: str, opened: Opened) -> None:
+    """Notes which scan and study a session's page opens: all that it may show a scan or offer files of."""
+    _inputs.put(("opened", session), _plain(opened), session)
+
+
+def is_opened(session: str, opened: Opened) -> bool:
+    """Whether this is still the scan and study that a session has open, wherever it points."""
+    noted = _inputs.get(("opened", session))
+    return noted is None or noted == _plain(opened)
+
+
+def end_session(session: str) -> None:
+    """Lets go everything that was kept for a session alone."""
+    _kept.end(session)
+    _inputs.end(session)
+    _folders.end(session)
+
+
+def _plain(opened: Opened) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    files, task, pre = opened
+    return tuple(files or ()), task, tuple(pre or ())
+
+
+def _is_whole(file: str) -> bool:
+    return file.lower().endswith(WHOLE_SCANS)
 
 
 def _identity(files: Sequence[str]) -> tuple:
