@@ -15,12 +15,15 @@ from gradio.utils import get_upload_folder
 
 from mst.coordinates import parse_center
 from mst.dashboard import cards
+from mst.dashboard.checkpoints import checkpoint_folders
+from mst.dashboard.gate import EXAMPLES_FOLDER, UNEXPECTED
 from mst.dashboard.store import belong_together, open_scan, recall, remember
+from mst.dashboard.work import as_mask, predict
 from mst.data.examples import EXAMPLES, example_file
 from mst.dicom_export import why_not
 from mst.models import CheckpointError, list_checkpoints
-from mst.models.loading import checkpoint_grid, checkpoints_folder
-from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
+from mst.models.loading import checkpoint_grid
+from mst.prediction import LABELS, MODELS, Prediction, choose_spot
 from mst.preprocess import locate
 from mst.results import display_window, prediction_record, results_payload, scan_notes, write_results
 from mst.scans import Scan, ScanError
@@ -28,7 +31,6 @@ from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
 
 log = logging.getLogger(__name__)
-UNEXPECTED = "Something went wrong that this page did not expect; your scan and earlier results are kept. "
 DICOM_ZIP = "saliency_dicom.zip"
 FILES = {
     "mst_saliency.nii.gz": "MST saliency (NIfTI)",
@@ -91,6 +93,9 @@ def build_explore_page() -> None:
                         **_checkpoint_choices(tasks[0], name),
                         label=LABELS[name],
                         elem_id=f"checkpoint-{name}",
+                        # Gradio would refuse, by an alert, the value of the study before, sent while this one's
+                        # choices arrive; `checkpoint_named` knows what is in the list.
+                        allow_custom_value=True,
                     )
                     for name in MODELS
                 }
@@ -108,13 +113,6 @@ def build_explore_page() -> None:
     gr.HTML(cards.FOOTER, padding=False, apply_default_css=False)
 
     inputs = [scan, task, center, mask, side, pre]
-    task.change(
-        _choose_task,
-        task,
-        [side, pre, *choices.values(), *(button for _, button in examples)],
-        api_visibility="private",
-        show_progress="hidden",
-    )
     uploaded = gr.State([])
     show: dict[str, Any] = {
         "fn": _show_scan,
@@ -129,10 +127,17 @@ def build_explore_page() -> None:
         api_visibility="private",
         show_progress="hidden",
     ).then(**show, show_progress_on=[locator])
-    for trigger in (task.change, pre.change):
-        trigger(
-            lambda: ("", ""), None, [center, results], api_visibility="private", show_progress="hidden"
-        ).then(**show, show_progress_on=[locator])
+    # One chain: the scan is shown again only once the page has the study's own checkpoints.
+    task.change(
+        _choose_task,
+        task,
+        [side, pre, center, results, *choices.values(), *(button for _, button in examples)],
+        api_visibility="private",
+        show_progress="hidden",
+    ).then(**show, show_progress_on=[locator])
+    pre.change(
+        lambda: ("", ""), None, [center, results], api_visibility="private", show_progress="hidden"
+    ).then(**show, show_progress_on=[locator])
     for trigger in (mask.change, side.change, center.submit, *(choice.input for choice in choices.values())):
         trigger(**show, show_progress="hidden")
     for example, button in examples:
@@ -162,9 +167,7 @@ def _build_api() -> None:
     center = gr.Textbox(value="", visible=False)
     mask = gr.File(visible=False)
     record = gr.JSON(visible=False)
-    gr.Button(visible=False).click(
-        predict_files, [files, task, center, mask], record, api_name="predict", concurrency_limit=2
-    )
+    gr.Button(visible=False).click(predict_files, [files, task, center, mask], record, api_name="predict")
 
 
 def predict_files(scan: list[str], task: str, center: str, mask: str | None) -> dict[str, Any]:
@@ -192,10 +195,13 @@ def predict_files(scan: list[str], task: str, center: str, mask: str | None) -> 
 
 
 def _choose_task(key: str) -> list[Any]:
+    """(side, pre, centre, results, one update a model, one an example) for a study."""
     task = get_task(key)
     return [
         gr.update(visible=bool(task.sides), value=None),
         gr.update(visible=task.key == "breast-mri", value=None),
+        "",
+        "",
         *(gr.update(**_checkpoint_choices(task, name)) for name in MODELS),
         *(gr.update(visible=example.task == key) for example in EXAMPLES),
     ]
@@ -325,18 +331,20 @@ def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:
 
 
 def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
-    folders = checkpoints_for(task, model)
-    if not folders:
+    names = list(checkpoint_folders(task, model))
+    if not names:
         return {"choices": [("none at hand", "")], "value": ""}
-    base = checkpoints_folder()
-    names = [(folder.relative_to(base).as_posix(), str(folder)) for folder in folders]
-    return {"choices": names, "value": str(folders[0])}
+    return {"choices": names, "value": names[0]}
 
 
 def _box(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:
-    """Millimetres that the region of these checkpoints' models spans along the canonical scan's axes."""
+    """Millimetres that the region of these checkpoints' models spans along the canonical scan's axes.
+
+    A name that is not this study's is left out: while the study changes, that of the study before still comes.
+    """
     canonical = scan.canonical()
-    grids = [checkpoint_grid(folder) for folder in checkpoints] or [{}]
+    folders = {name: folder for model in MODELS for name, folder in checkpoint_folders(task, model).items()}
+    grids = [checkpoint_grid(folders[name]) for name in checkpoints if name in folders] or [{}]
     bounds = np.stack(
         [
             locate(canonical, task.plane, task.grid.override(grid), canonical.center).size_mm(canonical)
@@ -355,6 +363,6 @@ def _cache_folder() -> Path:
 
 
 def _examples_folder() -> Path:
-    folder = _cache_folder() / "examples"
+    folder = _cache_folder() / EXAMPLES_FOLDER
     folder.mkdir(exist_ok=True)
     return folder

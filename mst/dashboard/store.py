@@ -9,8 +9,9 @@ from threading import Lock
 
 import numpy as np
 
+from mst.dashboard.work import read_scan
 from mst.prediction import Prediction
-from mst.scans import Scan, ScanError, read_scan, subtract
+from mst.scans import Scan, ScanError, subtract
 from mst.tasks import Task
 
 MAX_SCAN_BYTES = 1_500_000_000
