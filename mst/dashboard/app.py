@@ -9,13 +9,20 @@ from typing import Any
 
 import gradio as gr
 import plotly
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse
+from starlette.routing import Route
 
 from mst.dashboard.explore import build_explore_page, end_visit
+from mst.dashboard.gate import GatedBlocks
 from mst.dashboard.theme import build_theme
+from mst.dashboard.work import AT_ONCE
 from mst.viewer import head_html
 
 HERE = Path(__file__).resolve().parent
 PLOTLY_SCRIPT = Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js"
+# Relative, so that the page also works behind a proxy's path (a Space, a class's server).
+PLOTLY_URL = f"plotly-{plotly.__version__}.min.js"
 TITLE = "Medical Slice Transformer"
 KEEP_FILES_SECONDS = 24 * 3600
 MAX_UPLOAD = "4gb"
@@ -23,31 +30,51 @@ MAX_UPLOAD = "4gb"
 
 def build_app() -> gr.Blocks:
     """The dashboard, not yet serving."""
-    # Only this file is served beside Gradio's own; it comes from the installed package, never from a CDN.
-    gr.set_static_paths([PLOTLY_SCRIPT])
-    with gr.Blocks(
+    with GatedBlocks(
         title=TITLE, analytics_enabled=False, delete_cache=(3600, KEEP_FILES_SECONDS), fill_width=True
     ) as app:
         build_explore_page()
     app.unload(end_visit)
-    app.queue(default_concurrency_limit=2)
+    # Gradio's direct calls pass by the queue and its limits, and belong to no session.
+    app.queue(default_concurrency_limit=AT_ONCE, api_open=False)
     return app
 
 
 def launch_options() -> dict[str, Any]:
     """What `Blocks.launch` needs for this page: Gradio 6 takes theme, styles and head there."""
-    # Relative, so that the page also works behind a proxy's path (a Space, a class's server).
-    plotly_url = f"gradio_api/file={PLOTLY_SCRIPT.as_posix()}"
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return {
         "theme": build_theme(),
         "css_paths": [HERE / "style.css"],
-        "head": head_html(plotly_url) + f"<script>{script}</script>",
+        "head": head_html(PLOTLY_URL) + f"<script>{script}</script>",
         "footer_links": ["api"],
         "max_file_size": MAX_UPLOAD,
         "ssr_mode": False,
-        "show_error": True,
+        # Only what this project words itself is told; see `GatedBlocks`.
+        "show_error": False,
+        # Gradio would keep each run's inputs and answers in the browser, which a class shares.
+        "run_history": False,
+        "app_kwargs": {"routes": _routes()},
     }
+
+
+def _routes() -> list[Route]:
+    """What is served beside Gradio's own, and what of Gradio's is not: it would fetch any URL for anybody."""
+    doors = ("file=http{rest:path}", "file/http{rest:path}", "proxy={rest:path}")
+    return [
+        Route(f"/{PLOTLY_URL}", _plotly_script),
+        *(Route(f"/gradio_api/{door}", _closed) for door in doors),
+    ]
+
+
+def _plotly_script(request: Request) -> FileResponse:
+    """Plotly from the installed package, never from a CDN; its name holds its version, so it may be kept."""
+    kept = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return FileResponse(PLOTLY_SCRIPT, media_type="text/javascript", headers=kept)
+
+
+def _closed(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("This server fetches no other addresses.", status_code=403)
 
 
 def launch(app: gr.Blocks | None = None) -> None:

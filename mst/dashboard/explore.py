@@ -15,6 +15,8 @@ from gradio.utils import get_upload_folder
 
 from mst.coordinates import parse_center
 from mst.dashboard import cards
+from mst.dashboard.checkpoints import checkpoint_folders
+from mst.dashboard.gate import EXAMPLES_FOLDER, UNEXPECTED
 from mst.dashboard.store import (
     Inputs,
     are_current,
@@ -28,13 +30,14 @@ from mst.dashboard.store import (
     remember,
     take_result,
 )
+from mst.dashboard.work import as_mask, predict
 from mst.data.examples import EXAMPLES, example_center, example_file
 from mst.dicom_export import why_not
 from mst.errors import InputError
 from mst.files import safe_stem
 from mst.models import list_checkpoints
-from mst.models.loading import checkpoint_grid, checkpoints_folder
-from mst.prediction import LABELS, MODELS, Prediction, as_mask, checkpoints_for, choose_spot, predict
+from mst.models.loading import checkpoint_grid
+from mst.prediction import LABELS, MODELS, Prediction, choose_spot
 from mst.preprocess import locate
 from mst.results import (
     display_window,
@@ -49,7 +52,6 @@ from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
 
 log = logging.getLogger(__name__)
-UNEXPECTED = "Something went wrong that this page did not expect; your scan and earlier results are kept. "
 DICOM_ZIP = "saliency_dicom.zip"
 FILES = {
     "mst_saliency.nii.gz": "MST saliency (NIfTI)",
@@ -112,6 +114,9 @@ def build_explore_page() -> None:
                         **_checkpoint_choices(tasks[0], name),
                         label=LABELS[name],
                         elem_id=f"checkpoint-{name}",
+                        # Gradio would refuse, by an alert, the value of the study before, sent while this one's
+                        # choices arrive; `checkpoint_named` knows what is in the list.
+                        allow_custom_value=True,
                     )
                     for name in MODELS
                 }
@@ -162,9 +167,6 @@ def build_explore_page() -> None:
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     gr.on(changes, _note_inputs, inputs, None, concurrency_limit=None, trigger_mode="always_last", **quiet)
 
-    task.change(
-        _choose_task, task, [side, pre, *choices.values(), *(button for _, button in examples)], **quiet
-    )
     uploaded, opening = gr.State([]), gr.State("")
     show: dict[str, Any] = {
         "fn": _show_scan,
@@ -181,7 +183,13 @@ def build_explore_page() -> None:
             [scan, uploaded, opening, center, mask, side, pre, *emptied],
             **quiet,
         ),
-        task.change(_take_study, opened, [center, *emptied], **quiet),
+        # One chain: the scan is shown again only once the page has the study's own checkpoints.
+        task.change(
+            _take_study,
+            [scan, task],
+            [side, pre, *choices.values(), *(button for _, button in examples), center, *emptied],
+            **quiet,
+        ),
         pre.change(_empty, opened, emptied, **quiet),
     ):
         replaced.then(**show, show_progress_on=[locator])
@@ -206,9 +214,7 @@ def _build_api() -> None:
     center = gr.Textbox(value="", visible=False)
     mask = gr.File(visible=False)
     record = gr.JSON(visible=False)
-    gr.Button(visible=False).click(
-        predict_files, [files, task, center, mask], record, api_name="predict", concurrency_limit=2
-    )
+    gr.Button(visible=False).click(predict_files, [files, task, center, mask], record, api_name="predict")
 
 
 def predict_files(scan: list[str], task: str, center: str, mask: str | None) -> dict[str, Any]:
@@ -233,16 +239,6 @@ def predict_files(scan: list[str], task: str, center: str, mask: str | None) -> 
     except Exception as error:
         log.exception("the web API failed")
         raise gr.Error(UNEXPECTED, print_exception=False) from error
-
-
-def _choose_task(key: str) -> list[Any]:
-    task = get_task(key)
-    return [
-        gr.update(visible=bool(task.sides), value=None),
-        gr.update(visible=task.key == "breast-mri", value=None),
-        *(gr.update(**_checkpoint_choices(task, name)) for name in MODELS),
-        *(gr.update(visible=example.task == key) for example in EXAMPLES),
-    ]
 
 
 def _take_upload(
@@ -278,9 +274,22 @@ def _take_upload(
     ]
 
 
-def _take_study(files: list[str] | None, key: str, pre: list[str] | None, request: gr.Request) -> list[Any]:
-    """(centre, status, locator, results, downloads) for another study of the open scan."""
-    return ["", *_empty(files, key, pre, request)]
+def _take_study(files: list[str] | None, key: str, request: gr.Request) -> list[Any]:
+    """What another study of the open scan changes.
+
+    Returns:
+        Updates of side, pre-contrast scan, each model's choice and each example; then (centre, status, locator,
+        results, downloads).
+    """
+    task = get_task(key)
+    return [
+        gr.update(visible=bool(task.sides), value=None),
+        gr.update(visible=task.key == "breast-mri", value=None),
+        *(gr.update(**_checkpoint_choices(task, name)) for name in MODELS),
+        *(gr.update(visible=example.task == key) for example in EXAMPLES),
+        "",
+        *_empty(files, key, None, request),
+    ]
 
 
 def _empty(files: list[str] | None, key: str, pre: list[str] | None, request: gr.Request) -> list[Any]:
@@ -481,18 +490,20 @@ def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:
 
 
 def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
-    folders = checkpoints_for(task, model)
-    if not folders:
+    names = list(checkpoint_folders(task, model))
+    if not names:
         return {"choices": [("none at hand", "")], "value": ""}
-    base = checkpoints_folder()
-    names = [(folder.relative_to(base).as_posix(), str(folder)) for folder in folders]
-    return {"choices": names, "value": str(folders[0])}
+    return {"choices": names, "value": names[0]}
 
 
 def _box(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:
-    """Millimetres that the region of these checkpoints' models spans along the canonical scan's axes."""
+    """Millimetres that the region of these checkpoints' models spans along the canonical scan's axes.
+
+    A name that is not this study's is left out: while the study changes, that of the study before still comes.
+    """
     canonical = scan.canonical()
-    grids = [checkpoint_grid(folder) for folder in checkpoints] or [{}]
+    folders = {name: folder for model in MODELS for name, folder in checkpoint_folders(task, model).items()}
+    grids = [checkpoint_grid(folders[name]) for name in checkpoints if name in folders] or [{}]
     bounds = np.stack(
         [
             locate(canonical, task.plane, task.grid.override(grid), canonical.center).size_mm(canonical)
@@ -511,6 +522,6 @@ def _cache_folder() -> Path:
 
 
 def _examples_folder() -> Path:
-    folder = _cache_folder() / "examples"
+    folder = _cache_folder() / EXAMPLES_FOLDER
     folder.mkdir(exist_ok=True)
     return folder

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mst.dashboard.work import read_scan
 from mst.prediction import Prediction
-from mst.scans import Scan, ScanError, read_scan, subtract
+from mst.scans import Scan, ScanError, subtract
 from mst.scans.resampling import split_contrast
 from mst.tasks import Task
 

@@ -238,6 +238,45 @@ def test_choosing_a_side_redraws_the_locator(page: Page, url: str) -> None:
     expect(page.locator("[data-testid=locator] canvas")).to_have_count(3)
 
 
+def test_switching_the_study_raises_no_alert(page: Page, url: str, nodule: Path) -> None:
+    """Without a scan and with one open, waiting for the page in between and not. An alert goes after some seconds."""
+    page.add_init_script(
+        "window.alerts = []; new MutationObserver(() => document.querySelectorAll('[data-testid=toast-body]')"
+        ".forEach((toast) => alerts.push(toast.innerText))).observe(document, { childList: true, subtree: true });"
+    )
+    page.goto(url)
+    studies = ("breast-mri", "chest-ct", "knee-mri", "chest-ct", "breast-mri", "knee-mri", "chest-ct")
+    for study in studies:
+        page.locator(f"#task input[value='{study}']").check()
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    for study, side in (("breast-mri", True), ("chest-ct", False), ("breast-mri", True)):
+        page.locator(f"#task input[value='{study}']").check()
+        expect(page.locator("#side")).to_be_visible(visible=side, timeout=30_000)
+        page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    for study in studies:
+        page.locator(f"#task input[value='{study}']").check()
+    page.get_by_role("button", name="Models").click()
+    expect(page.locator("#checkpoint-mst input")).to_have_value("chest-ct-mst", timeout=30_000)
+    page.click("#run")  # its answer comes after those of the switches
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=90_000)
+    assert page.evaluate("alerts") == []
+    assert page.locator("#status [role=alert]").count() == 0
+
+
+def test_a_checkpoint_that_is_not_in_the_list_is_told(page: Page, url: str, nodule: Path) -> None:
+    page.goto(url)
+    _upload(page, nodule)
+    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.get_by_role("button", name="Models").click()
+    field = page.locator("#checkpoint-mst input")
+    field.fill("/etc")
+    field.press("Enter")
+    field.blur()
+    page.click("#run")
+    expect(page.locator("#status [role=alert]")).to_contain_text("choose one of the list", timeout=30_000)
+
+
 def test_a_link_opens_the_same_view_of_the_same_scan(page: Page, url: str, nodule: Path) -> None:
     page.goto(url + "#plane=coronal&slice=50&threshold=0.99&map=patches")
     _upload(page, nodule)

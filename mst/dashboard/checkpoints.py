@@ -1,0 +1,32 @@
+"""The checkpoints as the page names them: no folder of the server goes out, and no other comes in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mst.models import CheckpointError
+from mst.models.loading import checkpoints_folder
+from mst.prediction import LABELS, checkpoints_for
+from mst.tasks import Task
+
+
+def checkpoint_folders(task: Task, model: str) -> dict[str, Path]:
+    """Name -> folder of what can stand for the model "mst" or "resnet", the one to use unasked first."""
+    base = checkpoints_folder()
+    return {folder.relative_to(base).as_posix(): folder for folder in checkpoints_for(task, model)}
+
+
+def checkpoint_named(task: Task, model: str, name: str | None) -> Path | None:
+    """The folder of a name; None for none, where the first at hand is meant.
+
+    Raises:
+        CheckpointError: the study has no checkpoint of that name for this model.
+    """
+    if not name:
+        return None
+    folders = checkpoint_folders(task, model)
+    if name not in folders:
+        raise CheckpointError(
+            f"There is no checkpoint {name!r} of the {LABELS[model]} for {task.title}; choose one of the list."
+        )
+    return folders[name]
