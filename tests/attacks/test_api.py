@@ -20,7 +20,8 @@ from serving import ROOT, serve_dashboard
 
 from mst.dashboard import build_app, explore, store, work
 from mst.dashboard.gate import NO_SESSION, NOT_UNDERSTOOD, NOT_UPLOADED
-from mst.data.examples import example_file
+from mst.data.examples import example_file, example_scan
+from mst.models import CheckpointError
 from mst.models.loading import checkpoints_folder
 
 MARK = "a secret of the server "
@@ -293,6 +294,17 @@ def test_no_answer_names_a_path_of_the_server(server: Server, uploaded: str) -> 
     assert any(refused in answer for answer in answers.values())
     assert not any("Traceback" in answer for answer in answers.values())
     assert not any("object at 0x" in answer for answer in answers.values())
+
+
+def test_a_damaged_checkpoint_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "models" / "chest-ct-mst"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes((checkpoints_folder() / "chest-ct-mst" / "config.json").read_bytes())
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    monkeypatch.setenv("MST_CHECKPOINTS", str(folder.parent))
+    with pytest.raises(CheckpointError, match=r"^chest-ct-mst: ") as refused:
+        work.predict(example_scan("chest-round"), "chest-ct", models={"mst": "chest-ct-mst"})
+    assert str(tmp_path) not in str(refused.value)
 
 
 def test_plotly_is_served_by_a_relative_address_that_may_be_kept(server: Server) -> None:
