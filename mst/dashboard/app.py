@@ -19,6 +19,8 @@ PLOTLY_SCRIPT = Path(plotly.__file__).resolve().parent / "package_data" / "plotl
 TITLE = "Medical Slice Transformer"
 KEEP_FILES_SECONDS = 24 * 3600
 MAX_UPLOAD = "4gb"
+# Gradio keeps what each visit's page showed, viewers and all (1 to 3 MB), also once the visit has ended.
+KEEP_VISITS = 200
 
 
 def build_app() -> gr.Blocks:
@@ -45,6 +47,7 @@ def launch_options() -> dict[str, Any]:
         "head": head_html(plotly_url) + f"<script>{script}</script>",
         "footer_links": ["api"],
         "max_file_size": MAX_UPLOAD,
+        "state_session_capacity": KEEP_VISITS,
         "ssr_mode": False,
         "show_error": True,
     }
