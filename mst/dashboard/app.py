@@ -26,6 +26,8 @@ PLOTLY_URL = f"plotly-{plotly.__version__}.min.js"
 TITLE = "Medical Slice Transformer"
 KEEP_FILES_SECONDS = 24 * 3600
 MAX_UPLOAD = "4gb"
+# Gradio keeps what each visit's page showed, viewers and all (1 to 3 MB), also once the visit has ended.
+KEEP_VISITS = 200
 
 
 def build_app() -> gr.Blocks:
@@ -49,6 +51,7 @@ def launch_options() -> dict[str, Any]:
         "head": head_html(PLOTLY_URL) + f"<script>{script}</script>",
         "footer_links": ["api"],
         "max_file_size": MAX_UPLOAD,
+        "state_session_capacity": KEEP_VISITS,
         "ssr_mode": False,
         # Only what this project words itself is told; see `GatedBlocks`.
         "show_error": False,
