@@ -106,7 +106,7 @@ def scan_warnings(scan: Scan, task: Task) -> list[str]:
         if shift:
             warnings.append(
                 f"Air lies near 0 instead of -1000, so the values seem to be Hounsfield units + {-shift}: do not trust "
-                f"the result before {shift} is added to them."
+                f"the result before {shift} is added to them (offered below the upload; --hu-shift {shift})."
             )
         elif shift is None and not scan.modality:
             warnings.append(

@@ -48,6 +48,7 @@ from mst.results import (
     write_results,
 )
 from mst.scans import Scan
+from mst.scans.hounsfield import USUAL_SHIFT, hounsfield_shift
 from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
 
@@ -79,6 +80,11 @@ def build_explore_page() -> None:
                 height=140,
             )
             gr.HTML(cards.FORMATS, padding=False, apply_default_css=False)
+            shift = gr.Checkbox(
+                label=f"Add {USUAL_SHIFT} to all values, so that they are Hounsfield units",
+                elem_id="shift",
+                visible=False,
+            )
             with gr.Group(elem_id="examples"):
                 gr.HTML(
                     '<p class="mst-label">Or open a simulated example</p>',
@@ -133,7 +139,7 @@ def build_explore_page() -> None:
                 ]
     gr.HTML(cards.FOOTER, padding=False, apply_default_css=False)
 
-    inputs: list[Any] = [scan, task, center, mask, side, pre, *choices.values(), tta]
+    inputs: list[Any] = [scan, task, center, mask, side, pre, *choices.values(), tta, shift]
     run.click(None, inputs, None, js="(...inputs) => window.mstPage.asks(...inputs)")
     made = run.click(
         _explain,
@@ -171,7 +177,7 @@ def build_explore_page() -> None:
     show: dict[str, Any] = {
         "fn": _show_scan,
         "inputs": inputs,
-        "outputs": [status, locator],
+        "outputs": [status, locator, shift],
         "api_visibility": "private",
     }
     emptied = [status, locator, results, downloads]
@@ -180,7 +186,7 @@ def build_explore_page() -> None:
         scan.change(
             _take_upload,
             [*opened, uploaded, opening],
-            [scan, uploaded, opening, center, mask, side, pre, *emptied],
+            [scan, uploaded, opening, center, mask, side, pre, shift, *emptied],
             **quiet,
         ),
         # One chain: the scan is shown again only once the page has the study's own checkpoints.
@@ -193,7 +199,7 @@ def build_explore_page() -> None:
         pre.change(_empty, opened, emptied, **quiet),
     ):
         replaced.then(**show, show_progress_on=[locator])
-    pointing = [mask.change, center.submit, *(choice.input for choice in choices.values())]
+    pointing = [mask.change, shift.input, center.submit, *(choice.input for choice in choices.values())]
     gr.on(pointing, **show, show_progress="hidden", trigger_mode="always_last")
     # A side that is chosen stands for its middle: the spot that was chosen before no longer counts.
     side.input(lambda: "", None, center, **quiet).then(**show, show_progress="hidden")
@@ -249,7 +255,10 @@ def _take_upload(
     opening: str,
     request: gr.Request,
 ) -> list[Any]:
-    """(scan, uploaded, opening, centre, mask, side, pre-contrast scan, status, locator, results, downloads).
+    """What the scan's files change.
+
+    Returns:
+        (scan, uploaded, opening, centre, mask, side, pre-contrast scan, shift, status, locator, results, downloads).
 
     Gradio adds an upload to what is there; a new scan should replace it, and what was given for the one before goes
     with it. What was given before the first scan is for that scan. An example, whose key `opening` then is, opens on
@@ -262,7 +271,7 @@ def _take_upload(
     center = ", ".join(f"{v:.1f}" for v in example_center(opening)) if opening else ""
     if kept == before:
         # The example that is open already is opened once more.
-        return [gr.skip(), gr.skip(), "", center or gr.skip(), *(gr.skip() for _ in range(7))]
+        return [gr.skip(), gr.skip(), "", center or gr.skip(), *(gr.skip() for _ in range(8))]
     another = bool(before) and not adds
     return [
         gr.skip() if kept == files else kept,
@@ -270,6 +279,7 @@ def _take_upload(
         "",
         center if another or opening else gr.skip(),
         *(None if another else gr.skip() for _ in ("mask", "side", "pre-contrast scan")),
+        gr.update(value=False, visible=False) if another else gr.skip(),
         *_empty(kept, key, None if another else pre, request),
     ]
 
@@ -308,9 +318,10 @@ def _note_inputs(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    shift: bool,
     request: gr.Request,
 ) -> None:
-    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta)
+    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, shift)
     note_inputs(_session(request), inputs)
 
 
@@ -324,17 +335,23 @@ def _show_scan(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    shift: bool,
     request: gr.Request,
-) -> tuple[Any, Any]:
-    """(status, locator) for an upload, with the region that the chosen checkpoints look at."""
+) -> tuple[Any, Any, Any]:
+    """(status, locator, shift) for an upload, with the region that the chosen checkpoints look at.
+
+    A shift to Hounsfield units is offered where the values ask for it.
+    """
     if not files:
-        return "", cards.EMPTY
+        return "", cards.EMPTY, gr.update(value=False, visible=False)
     session = _session(request)
     # Of a scan that cannot be read there is nothing to show, and of the one before nothing either.
     locator: Any = ""
+    offered: Any = gr.skip()
     try:
         task = get_task(key)
-        scan = open_scan(files, task, pre or (), session)
+        scan = open_scan(files, task, pre or (), session, shift=shift)
+        offered = gr.update(visible=shift or (task.unit == "HU" and bool(hounsfield_shift(scan))))
         locator = gr.skip()
         lesion = as_mask(mask, scan) if mask else None
         spot = choose_spot(scan, task, parse_center(center), lesion, side)
@@ -352,7 +369,9 @@ def _show_scan(
     except Exception:
         log.exception("a scan could not be shown")
         status = cards.alert(UNEXPECTED)
-    return (status, locator) if is_opened(session, (files, key, pre)) else (gr.skip(), gr.skip())
+    if not is_opened(session, (files, key, pre)):
+        return gr.skip(), gr.skip(), gr.skip()
+    return status, locator, offered
 
 
 class _SupersededError(Exception):
@@ -369,6 +388,7 @@ def _explain(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    shift: bool,
     request: gr.Request,
     progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio finds it by this default)
 ) -> Any:
@@ -376,7 +396,7 @@ def _explain(
     hidden = [gr.update(visible=False, value=None) for _ in FILES]
     kept = [gr.skip(), gr.skip(), *(gr.skip() for _ in FILES)]
     session = _session(request)
-    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta)
+    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, shift)
     note_inputs(session, inputs)
 
     def step(share: float, doing: str) -> None:
@@ -387,7 +407,7 @@ def _explain(
     try:
         task = get_task(key)
         step(0.05, "Reading the scan")
-        scan = open_scan(files or [], task, pre or (), session)
+        scan = open_scan(files or [], task, pre or (), session, shift=shift)
         facts = cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)])
         if not any(list_checkpoints(task.key).values()):
             step(1, "Drawing")
@@ -469,8 +489,11 @@ def _as_inputs(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    shift: bool,
 ) -> Inputs:
-    return Inputs(tuple(files or ()), key, center.strip(), mask, side, tuple(pre or ()), mst, resnet, tta)
+    return Inputs(
+        tuple(files or ()), key, center.strip(), mask, side, tuple(pre or ()), mst, resnet, tta, shift
+    )
 
 
 def _session(request: gr.Request) -> str:

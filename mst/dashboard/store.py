@@ -20,6 +20,7 @@ import numpy as np
 from mst.dashboard.work import read_scan
 from mst.prediction import Prediction
 from mst.scans import Scan, ScanError, subtract
+from mst.scans.hounsfield import USUAL_SHIFT, shifted
 from mst.scans.resampling import split_contrast
 from mst.tasks import Task
 
@@ -45,6 +46,7 @@ class Inputs(NamedTuple):
     mst: str | None
     resnet: str | None
     tta: bool
+    shift: bool
 
 
 # A scan's files, the study's key and the pre-contrast scan's files.
@@ -187,7 +189,14 @@ _inputs = Store(MAX_INPUT_BYTES, LIFETIME_SECONDS)
 _folders = Store(MAX_INPUT_BYTES, DAY_SECONDS)
 
 
-def open_scan(files: Sequence[str], task: Task, pre: Sequence[str] = (), session: str | None = None) -> Scan:
+def open_scan(
+    files: Sequence[str],
+    task: Task,
+    pre: Sequence[str] = (),
+    session: str | None = None,
+    *,
+    shift: bool = False,
+) -> Scan:
     """The scan in the uploaded files; for breast MRI, minus the pre-contrast scan where one is given.
 
     Two volumes uploaded together for breast MRI are taken for the post- and the pre-contrast scan, by their names.
@@ -197,6 +206,7 @@ def open_scan(files: Sequence[str], task: Task, pre: Sequence[str] = (), session
         task: the study.
         pre: files of the pre-contrast scan.
         session: for which it is kept; None keeps it for its lifetime.
+        shift: add `USUAL_SHIFT` to all values, for a CT that was stored without negative numbers.
 
     Raises:
         ScanError: the files hold no usable scan, or two whose names do not tell which is which.
@@ -205,12 +215,14 @@ def open_scan(files: Sequence[str], task: Task, pre: Sequence[str] = (), session
         raise ScanError("Choose a scan first: drop a file, a zip or all files of a DICOM series.")
     if not pre and task.key == "breast-mri" and len(files) == 2 and all(map(_is_whole, files)):
         files, pre = split_contrast(files)
-    key = (_identity(files), _identity(pre))
+    key = (_identity(files), _identity(pre), shift)
     scan: Scan | None = _kept.get(key, session)
     if scan is None:
         scan = read_scan(list(files) if len(files) > 1 else files[0])
         if pre:
             scan = subtract(scan, read_scan(list(pre) if len(pre) > 1 else pre[0]))
+        if shift:
+            scan = shifted(scan, USUAL_SHIFT)
         _kept.put(key, scan, session)
     return scan
 

@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from serving import serve_dashboard
 
-from mst.data.examples import example_file, example_scan
+from mst.data.examples import EXAMPLES, example_center, example_file, example_scan
+from mst.scans import write_nifti
 
 pytestmark = pytest.mark.browser
 SHAPE = (512, 512, 200)
@@ -118,7 +119,8 @@ def test_what_was_given_for_a_scan_goes_with_it(page: Page, url: str, nodule: Pa
     page.get_by_role("button", name="Spiculated nodule").click()
     expect(page.locator("#status")).to_contain_text("spiculated", timeout=60_000)
     expect(page.locator("#mask")).not_to_contain_text("lesion")
-    expect(centre(page)).to_have_value("")
+    x, y, z = example_center("chest-spiculated")  # the example opens on its lesion
+    expect(centre(page)).to_have_value(f"{x:.1f}, {y:.1f}, {z:.1f}")
     page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
     explain(page)
     expect(page.locator("#results")).not_to_contain_text("Against the mask")
@@ -208,3 +210,20 @@ def test_files_carry_the_name_of_their_scan(
     assert names["Report (PDF)"] == f"{safe}_report.pdf"
     if stem == "chest":
         assert safe == "chest"
+
+
+def test_a_ct_without_negative_numbers_is_told_and_can_be_shifted(
+    page: Page, url: str, tmp_path: Path
+) -> None:
+    scan = example_scan("chest-round")
+    write_nifti(scan.voxels + 1024, scan.affine, tmp_path / "unsigned.nii.gz")
+    page.goto(url)
+    expect(page.locator("#shift")).to_have_count(0)
+    page.set_input_files("#scan input[type=file]", str(tmp_path / "unsigned.nii.gz"))
+    expect(page.locator("#status")).to_contain_text("Hounsfield units + 1024", timeout=60_000)
+    page.get_by_label("Add -1024 to all values").check()
+    expect(page.locator("#status")).to_contain_text("-1024 was added to all values")
+    expect(page.locator("#status")).not_to_contain_text("do not trust")
+    page.get_by_role("button", name=EXAMPLES[0].title).click()
+    expect(page.locator("#shift")).to_have_count(0)
+    expect(page.locator("#status")).not_to_contain_text("-1024")

@@ -156,7 +156,7 @@ def test_a_scans_files_have_a_safe_short_name(name: str, stem: str) -> None:
 
 
 def inputs(files: list[str]) -> store.Inputs:
-    return store.Inputs(tuple(files), "chest-ct", "", None, None, (), None, None, False)
+    return store.Inputs(tuple(files), "chest-ct", "", None, None, (), None, None, False, False)
 
 
 def explain(files: list[str], session: str = "s") -> list[Any]:
