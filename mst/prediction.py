@@ -169,14 +169,21 @@ def choose_spot(
     return _spot(scan.center, "scan centre", "the centre of the scan, since no spot was chosen")
 
 
-def as_mask(mask: np.ndarray | str | Path, scan: Scan) -> np.ndarray:
+def as_mask(
+    mask: np.ndarray | str | Path, scan: Scan, tell: Callable[[str], None] = lambda sentence: None
+) -> np.ndarray:
     """A mask as bool on the scan's grid.
+
+    Args:
+        mask: an array, or a file.
+        scan: that it was drawn on.
+        tell: called with a sentence for what had to be decided, such as that several segments are taken together.
 
     Raises:
         ScanError: it is empty, or does not fit the scan.
     """
     if not isinstance(mask, np.ndarray):
-        return read_mask(mask, scan)
+        return read_mask(mask, scan, tell=tell)
     if mask.shape != scan.shape:
         raise ScanError(
             f"The mask has {_voxels(mask.shape)} voxels, the scan {_voxels(scan.shape)}; they must agree."

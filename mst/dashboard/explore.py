@@ -353,7 +353,8 @@ def _show_scan(
         scan = open_scan(files, task, pre or (), session, shift=shift)
         offered = gr.update(visible=shift or (task.unit == "HU" and bool(hounsfield_shift(scan))))
         locator = gr.skip()
-        lesion = as_mask(mask, scan) if mask else None
+        told: list[str] = []
+        lesion = as_mask(mask, scan, told.append) if mask else None
         spot = choose_spot(scan, task, parse_center(center), lesion, side)
         window = display_window(scan, task)
         html = locator_html(
@@ -363,7 +364,7 @@ def _show_scan(
             center=spot.center,
             box_mm=_box(scan, task, [name for name in (mst, resnet) if name]),
         )
-        status, locator = cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)]), html
+        status, locator = cards.scan_facts(scan, [*scan.notes, *told, *scan_notes(scan, task)]), html
     except InputError as error:
         status = cards.alert(str(error))
     except Exception:
@@ -412,7 +413,9 @@ def _explain(
         if not any(list_checkpoints(task.key).values()):
             step(1, "Drawing")
             return [facts, cards.no_checkpoint(task), gr.update(visible=False), *hidden]
-        lesion = as_mask(mask, scan) if mask else None
+        told: list[str] = []
+        lesion = as_mask(mask, scan, told.append) if mask else None
+        facts = cards.scan_facts(scan, [*scan.notes, *told, *scan_notes(scan, task)])
         steps = {name: 0.2 + 0.35 * index for index, name in enumerate(MODELS)}
         results = predict(
             scan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import zipfile
 import zlib
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from mst.errors import ScanError
 
 MAX_UNZIPPED = 6 * 1024**3
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_zip(path: Path) -> bool:
@@ -50,6 +52,12 @@ def unpack(path: Path, folder: Path) -> list[Path]:
         raise ScanError(
             f"{path.name} is compressed by a method that is not read; zip it again with another program."
         ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise ScanError(
+                f"{path.name} does not fit on this machine's disk when it is unpacked."
+            ) from error
+        raise ScanError(f"{path.name} is a damaged zip file; download or zip it again.") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ScanError(f"{path.name} is a damaged zip file; download or zip it again.") from error
     return files
