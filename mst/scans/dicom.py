@@ -1,336 +1,395 @@
-"""DICOM: the slices of a series, classic or enhanced multi-frame, become one volume.
+"""DICOM: of the series among some files, the best one becomes a scan.
 
-Geometry as in DICOM PS3.3 C.7.6.2 (image plane) and C.7.6.16.2 (functional groups). DICOM's LPS axes are
-turned to RAS.
+What a file holds is read in `dicom_files` and `dicom_planes`, one volume of a series is picked in `dicom_volumes`,
+and its pixels become intensities in `dicom_values`. DICOM's LPS axes are turned to RAS.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from mst.errors import ScanError
-from mst.scans.scan import Scan
-from mst.scans.source import IDENTITY, DicomSource, SourceSlice
-
-logging.getLogger("pydicom").setLevel(logging.ERROR)
-
-SAME_DIRECTION = 1e-3
-SAME_POSITION_MM = 1e-2
-# What tells repeated acquisitions at the same positions apart, in the order in which they are tried.
-REPEATS = ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers", "TriggerTime", "DiffusionBValue")
-FIRST_BULKY_GROUP = 0x5000  # curves, waveforms, overlays and pixels
-BULKY = (
-    "PerFrameFunctionalGroupsSequence",
-    "SharedFunctionalGroupsSequence",
-    "IconImageSequence",
-    "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData",
-    "BluePaletteColorLookupTableData",
+from mst.scans.checks import check_count
+from mst.scans.dicom_files import (
+    OBJECTS,
+    STRUCTURES,
+    DicomFile,
+    is_dicom,
+    is_segmentation,
+    read_header,
+    series_name,
+    text,
+    whole_number,
 )
+from mst.scans.dicom_pixels import preload
+from mst.scans.dicom_planes import (
+    COLOUR,
+    CUT,
+    DAMAGED,
+    FILM,
+    MOSAIC,
+    NO_PLACE,
+    NOUNS,
+    Odd,
+    Plane,
+    frame_count,
+    planes,
+)
+from mst.scans.dicom_segmentation import read_segmentation
+from mst.scans.dicom_values import read_voxels
+from mst.scans.dicom_volumes import MIN_SLICES, SAME_POSITION_MM, Stack, counted, is_localizer, pick_stack
+from mst.scans.scan import Scan
+from mst.scans.source import IDENTITY, DicomSource, SourceSlice, kept
+
+__all__ = ["SAME_POSITION_MM", "is_dicom", "is_segmentation", "preload", "read_dicom", "read_dicom_mask"]
+
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
+PROJECTIONS = {
+    "MIP",
+    "MINIP",
+    "MNIP",
+    "MAXIP",
+    "PROJECTION IMAGE",
+    "VRT",
+    "VOLREN",
+    "VOLUME RENDERED",
+    "SCREEN SAVE",
+}
+IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.2",  # CT
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.128",  # PET
+    "1.2.840.10008.5.1.4.1.1.130",
+}
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+PROPER, OTHER_MODALITY, NO_ORIGINAL, LOCALIZER = range(4)
+NAMED = 3  # series that a note names
 
 
 @dataclass
-class _Slice:
-    """One image plane of a series: where it lies and where its pixels are."""
+class _Series:
+    """The files of a series, and the volume in it."""
 
-    path: Path
-    frame: int | None
-    position: np.ndarray  # LPS millimetres of the first pixel
-    orientation: np.ndarray  # direction cosines, shape (2, 3): along a row, down a column
-    spacing: tuple[float, float]  # millimetres between rows, between columns
-    slope: float
-    intercept: float
-    shape: tuple[int, int]  # rows, columns
-    repeat: dict[str, Any]
-    number: int
+    name: str
+    planes: list[Plane] = field(default_factory=list)
+    odd: list[Odd] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stack: Stack | None = None
+    problem: ScanError | None = None
 
+    @property
+    def slices(self) -> int:
+        return len(self.stack.planes) if self.stack else len(self.planes)
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its content; files without the preamble count if they hold an image."""
-    with path.open("rb") as file:
-        start = file.read(132)
-    if start[128:] == b"DICM":
-        return True
-    # Without the preamble, the file starts with a group 0002 or 0008 tag, little endian.
-    if start[:2] not in (b"\x02\x00", b"\x08\x00"):
-        return False
-    try:
-        return "SOPClassUID" in _header(path, force=True)
-    except (InvalidDicomError, EOFError, ValueError, OSError, AttributeError):
-        return False
+    @property
+    def rank(self) -> int:
+        """How far it is from what is looked for: a CT or MR volume as it was measured."""
+        first = self.planes[0]
+        if is_localizer(first):
+            return LOCALIZER
+        capture = text(first.header, "SOPClassUID").startswith(SECONDARY_CAPTURE)
+        if capture or any(kind.startswith(tuple(PROJECTIONS)) for kind in first.kinds):
+            return NO_ORIGINAL
+        return PROPER if first.modality in ("CT", "MR") else OTHER_MODALITY
+
+    @property
+    def order(self) -> tuple:
+        """Sorts series, the best first."""
+        first = self.planes[0]
+        usable = self.stack is not None and self.slices >= MIN_SLICES
+        lowest = self.rank if self.rank >= NO_ORIGINAL else PROPER
+        return (
+            lowest,
+            not usable,
+            self.rank,
+            -self.slices,
+            "DERIVED" in first.kinds,
+            whole_number(first.header, "SeriesNumber"),
+            self.name,
+            text(first.header, "SeriesInstanceUID"),
+        )
 
 
 def read_dicom(files: Sequence[Path]) -> Scan:
-    """Reads the series with most slices among DICOM files.
+    """Reads the best volume among DICOM files: CT or MR rather than others, the one with most slices.
+
+    Segmentations, dose, contours, screenshots, projections and localizers are left out where there is a volume, and
+    so is a series that cannot be read; the notes say what was taken and what was left.
 
     Raises:
-        ScanError: no file holds an image with its place in the patient, slices are missing or differ in size
-            or direction, or the image is in colour.
+        ScanError: there is no volume, or slices of it are missing, damaged or do not fit each other.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of values that scanners write wrongly all the time
-        series: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
-        seen: set[str] = set()
-        unreadable = 0
-        for path in files:
-            try:
-                header = _header(path, force=True)
-            except (InvalidDicomError, EOFError, ValueError, OSError):
-                unreadable += 1
-                continue
-            identity = str(header.get("SOPInstanceUID") or path)
-            if "Rows" in header and "Columns" in header and identity not in seen:
-                seen.add(identity)
-                series[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+        headers, unreadable = _headers(files)
+        series, aside = _sorted(headers)
         if not series:
-            if unreadable:
-                raise ScanError("The DICOM files are damaged or cut off; export or download them again.")
-            raise ScanError("The DICOM files hold no images (only a report, a plan or a directory).")
-        chosen = max(series.values(), key=lambda members: sum(_frames(header) for _, header in members))
-        notes = []
-        if len(series) > 1:
-            notes.append(
-                f"Of {len(series)} series, the one with most slices was taken: {_name(chosen[0][1])} "
-                f"({sum(_frames(header) for _, header in chosen)} slices)."
+            raise _nothing(aside, headers, unreadable)
+        for one in series:
+            _pick(one)
+        series.sort(key=lambda one: one.order)
+        scan, chosen = _first_readable(series)
+        notes = [
+            *_why_this(chosen, series),
+            *_left_aside(aside, unreadable),
+            *chosen.notes,
+            *scan.notes,
+        ]
+        return Scan(scan.voxels, scan.affine, scan.modality, scan.name, tuple(notes), scan.source)
+
+
+def read_dicom_mask(files: Sequence[Path], segment: str | None = None) -> Scan:
+    """Reads a mask from DICOM files: Segmentations (SEG), or else a series whose voxels above zero are marked.
+
+    Args:
+        files: DICOM files; others than Segmentations are left out where there is one.
+        segment: label or number of the segment that is meant; None: the union of all.
+
+    Returns:
+        0 and 1 on the segmentation's own grid, with an empty slice at both ends; a note lists several segments.
+
+    Raises:
+        ScanError: there is no such segment (the message lists those that there are), the files hold contours
+            (RTSTRUCT), or they are damaged.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        headers, _ = _headers(files)
+        marked = [file for file in headers if is_segmentation(file.header)]
+        if marked:
+            return read_segmentation(marked, segment)
+        contours = [file for file in headers if OBJECTS.get(text(file.header, "SOPClassUID")) == STRUCTURES]
+        if contours:
+            raise ScanError(
+                f"{contours[0].path.name} is an RTSTRUCT: it holds contours, which are not read; save the structure as "
+                "a mask (DICOM SEG or NIfTI), for example with 3D Slicer, and give that."
             )
-        return _read_series(chosen, notes)
+    scan = read_dicom(files)
+    return Scan((scan.voxels > 0).astype(np.float32), scan.affine, name=scan.name, notes=scan.notes)
 
 
-def _read_series(members: list[tuple[Path, Dataset]], notes: list[str]) -> Scan:
-    first = members[0][1]
-    name = _name(first)
-    if any(int(header.get("SamplesPerPixel", 1)) > 1 for _, header in members):
-        raise ScanError(
-            f"The DICOM series {name} is in colour; a scan with one grey value a voxel is needed."
+def _headers(files: Sequence[Path]) -> tuple[list[DicomFile], int]:
+    """The files that can be read, of copies the largest, and how many are damaged."""
+    found: dict[tuple[str, ...], DicomFile] = {}
+    unreadable = 0
+    for path in files:
+        try:
+            file = read_header(path)
+            size = path.stat().st_size
+        except Exception:  # of many kinds; one damaged file must not spoil the others
+            unreadable += 1
+            continue
+        uid = text(file.header, "SOPInstanceUID")
+        # With its place: anonymisers have given all slices one UID.
+        identity = (
+            uid or str(path),
+            *(
+                text(file.header, key)
+                for key in ("InstanceNumber", "ImagePositionPatient", "SeriesInstanceUID")
+            ),
         )
-    slices = [piece for path, header in members for piece in _slices(path, header, name)]
-    slices = _one_stack(_one_size(slices, name), name, notes)
-    if len(slices) < 2:
-        raise ScanError(f"The DICOM series {name} is a single slice; upload all files of the series.")
-    step = _step(slices, name)
-    voxels = _voxels(slices, name)
+        if identity not in found or found[identity].path.stat().st_size < size:
+            found[identity] = file
+    return list(found.values()), unreadable
+
+
+def _sorted(headers: Sequence[DicomFile]) -> tuple[list[_Series], list[tuple[str, Odd]]]:
+    """The series that hold image planes, and everything else that is a picture, with its series' name."""
+    by_uid: dict[str, _Series] = {}
+    for file in headers:
+        if "Rows" not in file.header and not _was_image(file):
+            continue
+        found, odd = planes(file)
+        uid = text(file.header, "SeriesInstanceUID")
+        one = by_uid.setdefault(uid, _Series(series_name(file.header)))
+        one.planes += found
+        one.odd += odd
+    series = [one for one in by_uid.values() if one.planes]
+    aside = [(one.name, piece) for one in by_uid.values() if not one.planes for piece in one.odd]
+    return _joined(series), aside
+
+
+def _was_image(file: DicomFile) -> bool:
+    """Whether an object without a picture was one before it was cut off, and not a report, a plan, a directory."""
+    return not file.whole and text(file.header, "SOPClassUID") in IMAGES
+
+
+def _joined(series: list[_Series]) -> list[_Series]:
+    """Joins series of one image each that belong together: some anonymisers give each slice a series of its own."""
+    single = [one for one in series if len(one.planes) == 1 and one.planes[0].frame is None]
+    if len(single) < MIN_SLICES:
+        return series
+    alike: dict[tuple, list[_Series]] = defaultdict(list)
+    keys = ["SOPClassUID", "PatientID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType"]
+    for key in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        if len({text(one.planes[0].header, key) for one in single}) < len(single):  # else spoiled as well
+            keys.append(key)
+    for one in single:
+        plane = one.planes[0]
+        geometry = (plane.shape, *np.round([*plane.orientation.ravel(), *plane.spacing], 3).tolist())
+        alike[(geometry, *(text(plane.header, key) for key in keys))].append(one)
+    joined = []
+    for members in alike.values():
+        if len(members) < MIN_SLICES:
+            continue
+        note = f"Each of {len(members)} slices is a series of its own, as an anonymiser may make it; they were joined."
+        joined.append(
+            _Series(
+                members[0].name,
+                [plane for one in members for plane in one.planes],
+                [piece for one in members for piece in one.odd],
+                [note],
+            )
+        )
+        series = [one for one in series if one not in members]
+    return series + joined
+
+
+def _pick(series: _Series) -> None:
+    try:
+        series.stack = pick_stack(series.planes, series.odd, series.name)
+    except ScanError as error:
+        series.problem = error
+
+
+def _first_readable(series: list[_Series]) -> tuple[Scan, _Series]:
+    """The first series that can be read; projections and localizers do not stand in for a damaged volume."""
+    for one in series:
+        if one.stack is None or (one.rank >= NO_ORIGINAL and series[0].rank < NO_ORIGINAL):
+            continue
+        if one.slices < MIN_SLICES and any(other.problem for other in series):
+            continue
+        try:
+            return _scan(one, one.stack), one
+        except ScanError as error:
+            one.problem = error
+    # What is said of the largest is what the user needs to mend.
+    problems = [one for one in series if one.problem and one.rank == min(s.rank for s in series)] or series
+    largest = max(problems, key=lambda one: len(one.planes))
+    assert largest.problem is not None
+    raise largest.problem
+
+
+def _scan(series: _Series, stack: Stack) -> Scan:
+    notes = list(stack.notes)
+    voxels = read_voxels(stack.planes, stack.copies, notes)
+    first = stack.planes[0]
     lps = np.eye(4)
-    rows, columns = slices[0].spacing
-    lps[:3, 0] = slices[0].orientation[0] * columns
-    lps[:3, 1] = slices[0].orientation[1] * rows
-    lps[:3, 2] = step
-    lps[:3, 3] = slices[0].position
-    modality = str(first.get("Modality", "")) or None
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
-    source = _source(slices, dict(members))
-    return Scan(voxels, affine, modality=modality, name=name, notes=tuple(notes), source=source)
+    rows, columns = first.spacing
+    lps[:3, 0] = first.orientation[0] * columns
+    lps[:3, 1] = first.orientation[1] * rows
+    lps[:3, 2] = stack.step
+    lps[:3, 3] = first.position
+    source: DicomSource | None = _source(stack)
+    if not np.array_equal(stack.heights, np.arange(len(stack.planes))):
+        voxels, source = _evened(voxels, stack.heights), None
+    return Scan(voxels, FLIP @ lps, first.modality or None, series_name(first.header), tuple(notes), source)
 
 
-def _source(slices: list[_Slice], headers: dict[Path, Dataset]) -> DicomSource:
-    """What is kept of the slices that became the scan; the first one's header is cut down in place."""
+def _evened(voxels: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Slices at whole steps, interpolated linearly from slices at these heights."""
+    count = int(np.floor(heights[-1] + 1e-3)) + 1
+    check_count("The DICOM series", (*voxels.shape[:2], count))
+    even = np.empty((*voxels.shape[:2], count), np.float32, order="F")
+    for k in range(count):
+        above = int(np.clip(np.searchsorted(heights, k), 1, len(heights) - 1))
+        part = np.clip((k - heights[above - 1]) / (heights[above] - heights[above - 1]), 0.0, 1.0)
+        even[:, :, k] = (1 - part) * voxels[:, :, above - 1] + part * voxels[:, :, above]
+    return even
+
+
+def _source(stack: Stack) -> DicomSource:
+    """What is kept of the slices that became the scan."""
     identities = {
-        path: {key: str(headers[path].get(key) or "") for key in IDENTITY}
-        for path in {piece.path for piece in slices}
+        plane.file: {key: text(plane.header, key) for key in IDENTITY}
+        for plane in {plane.file: plane for plane in stack.planes}.values()
     }
-    first = slices[0]
-    header = headers[first.path]
-    # By tag, so that no value is decoded: one that its scanner wrote wrongly is no reason to refuse the scan.
-    bulky = {tag_for_keyword(keyword) for keyword in BULKY}
-    for tag in list(header.keys()):
-        if tag.is_private or tag.group >= FIRST_BULKY_GROUP or tag in bulky:
-            del header[tag]
+    first = stack.planes[0]
     return DicomSource(
-        header,
-        tuple(SourceSlice(identities[piece.path], piece.frame, piece.position) for piece in slices),
+        kept(first.header),
+        tuple(SourceSlice(identities[plane.file], plane.frame, plane.position) for plane in stack.planes),
         first.orientation,
         first.spacing,
         first.shape,
     )
 
 
-def _slices(path: Path, header: Dataset, name: str) -> list[_Slice]:
-    """The image planes of one file."""
-    shape = (int(header.Rows), int(header.Columns))
-    number = int(header.get("InstanceNumber") or 0)
-    if _frames(header) == 1 and "PerFrameFunctionalGroupsSequence" not in header:
-        if any(
-            not header.get(key) for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-        ):
-            raise ScanError(
-                f"The DICOM series {name} does not say where its slices lie (it may be a screenshot or a plain "
-                "X-ray); export the original CT or MRI series."
-            )
-        return [
-            _Slice(
-                path,
-                None,
-                np.array(header.ImagePositionPatient, float),
-                np.array(header.ImageOrientationPatient, float).reshape(2, 3),
-                _pair(header.PixelSpacing),
-                _number(header.get("RescaleSlope"), 1.0),
-                _number(header.get("RescaleIntercept"), 0.0),
-                shape,
-                {key: str(header.get(key)) for key in REPEATS},
-                number,
-            )
-        ]
-    if "PerFrameFunctionalGroupsSequence" not in header:
-        raise ScanError(
-            f"The DICOM file {path.name} is a film of {_frames(header)} frames without their places in the "
-            "patient; export the original CT or MRI series."
-        )
-    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    pieces = []
-    for index, group in enumerate(header.PerFrameFunctionalGroupsSequence):
-        position = _group("PlanePositionSequence", group, shared)
-        orientation = _group("PlaneOrientationSequence", group, shared)
-        measures = _group("PixelMeasuresSequence", group, shared)
-        scaling = _group("PixelValueTransformationSequence", group, shared)
-        content = _group("FrameContentSequence", group, shared)
-        if "ImagePositionPatient" not in position or "PixelSpacing" not in measures:
-            raise ScanError(f"The DICOM file {path.name} does not say where its frames lie; export it again.")
-        repeat = {
-            key: str(content.get(key))
-            for key in ("StackID", "TemporalPositionIndex", "FrameAcquisitionNumber")
+# Notes and refusals
+
+
+def _why_this(chosen: _Series, series: list[_Series]) -> list[str]:
+    """Which of several series was taken, and why the others were not."""
+    if len(series) == 1:
+        return []
+    others = [one for one in series if one is not chosen]
+    name = f"{chosen.name} ({chosen.slices} slices)"
+    equal = [
+        one for one in others if one.slices == chosen.slices and one.rank == chosen.rank and not one.problem
+    ]
+    larger = [one for one in others if one.slices > chosen.slices]
+    if equal:
+        listed = ", ".join([chosen.name, *(one.name for one in equal[: NAMED - 1])])
+        note = f"Of {len(series)} series, {len(equal) + 1} have equally many slices ({listed}); taken was {name}."
+    elif larger:
+        note = f"Of {len(series)} series, {name} was taken."
+    else:
+        note = f"Of {len(series)} series, the one with most slices was taken: {name}."
+    notes = [note]
+    for one in larger[:NAMED]:
+        if one.problem:
+            notes.append(f"{one.name} ({one.slices} slices) was left out: {one.problem}")
+        else:
+            what = {
+                OTHER_MODALITY: f"it is of another kind ({one.planes[0].modality or 'unknown'})",
+                NO_ORIGINAL: "it holds projections or screenshots",
+                LOCALIZER: "it is a localizer",
+            }.get(one.rank, "it was not wanted")
+            notes.append(f"{one.name} ({one.slices} slices) was left out: {what}.")
+    return notes
+
+
+def _left_aside(aside: Sequence[tuple[str, Odd]], unreadable: int) -> list[str]:
+    counts = Counter(NOUNS.get(piece.why, piece.why) for _, piece in aside)
+    if unreadable:
+        counts["damaged file"] += unreadable
+    if not counts:
+        return []
+    return [f"Not taken as a scan: {', '.join(counted(n, noun) for noun, n in counts.items())}."]
+
+
+def _nothing(aside: Sequence[tuple[str, Odd]], headers: Sequence[DicomFile], unreadable: int) -> ScanError:
+    """Why there is no volume at all."""
+    if aside:
+        why, _ = Counter(piece.why for _, piece in aside).most_common(1)[0]
+        name, piece = next((name, piece) for name, piece in aside if piece.why == why)
+        file = piece.file.path.name
+        sentences = {
+            COLOUR: f"The DICOM series {name} is in colour; a scan with one grey value a voxel is needed.",
+            FILM: f"The DICOM file {file} is a film of {frame_count(piece.file.header)} frames without their places "
+            "in the patient; export the original CT or MRI series.",
+            MOSAIC: f"The DICOM series {name} is a Siemens mosaic, with all slices side by side in one picture; "
+            "convert it with dcm2niix and give the NIfTI file.",
+            NO_PLACE: f"The DICOM series {name} does not say where its slices lie (it may be a screenshot or a plain "
+            "X-ray); export the original CT or MRI series.",
+            CUT: "The DICOM files are damaged or cut off; export or download them again.",
+            DAMAGED: "The DICOM files are damaged or cut off; export or download them again.",
         }
-        pieces.append(
-            _Slice(
-                path,
-                index,
-                np.array(position.ImagePositionPatient, float),
-                np.array(orientation.ImageOrientationPatient, float).reshape(2, 3),
-                _pair(measures.PixelSpacing),
-                _number(scaling.get("RescaleSlope"), 1.0),
-                _number(scaling.get("RescaleIntercept"), 0.0),
-                shape,
-                repeat,
-                index,
-            )
+        return ScanError(
+            sentences.get(why)
+            or f"The DICOM files hold a {why} and no scan; give the CT or MRI series that it belongs to."
         )
-    return pieces
-
-
-def _one_size(slices: list[_Slice], name: str) -> list[_Slice]:
-    shapes = {piece.shape for piece in slices}
-    if len(shapes) > 1:
-        sizes = " and ".join(f"{columns} x {rows}" for rows, columns in sorted(shapes))
-        raise ScanError(
-            f"The DICOM series {name} mixes slices of different sizes ({sizes}); upload one series."
+    if unreadable:
+        return ScanError("The DICOM files are damaged or cut off; export or download them again.")
+    if any(OBJECTS.get(text(file.header, "SOPClassUID")) == STRUCTURES for file in headers):
+        return ScanError(
+            "The DICOM files hold no images, only contours (RTSTRUCT); give the CT or MRI series that they belong to."
         )
-    if any(not np.allclose(p.orientation, slices[0].orientation, atol=SAME_DIRECTION) for p in slices):
-        raise ScanError(f"The DICOM series {name} mixes slices of different directions; upload one series.")
-    if any(not np.allclose(p.spacing, slices[0].spacing, rtol=1e-3) for p in slices):
-        raise ScanError(
-            f"The DICOM series {name} mixes slices of different pixel spacing; upload one series."
-        )
-    return slices
-
-
-def _one_stack(slices: list[_Slice], name: str, notes: list[str]) -> list[_Slice]:
-    """The slices sorted along their normal; of several at each position (phases, echoes), the first stack."""
-    along = {id(piece): _along(piece) for piece in slices}
-    slices = sorted(slices, key=lambda piece: (along[id(piece)], piece.number))
-    places = _distinct([along[id(piece)] for piece in slices])
-    if places == len(slices):
-        return slices
-    for key in slices[0].repeat:
-        groups: dict[str, list[_Slice]] = defaultdict(list)
-        for piece in slices:
-            groups[piece.repeat[key]].append(piece)
-        stacks = [g for g in groups.values() if _distinct([along[id(p)] for p in g]) == len(g) == places]
-        if len(stacks) > 1:
-            first = min(stacks, key=lambda stack: min(piece.number for piece in stack))
-            notes.append(
-                f"The series holds {len(groups)} volumes at the same place; the first one was taken."
-            )
-            return first
-    stack = [slices[0]]
-    for piece in slices[1:]:
-        if along[id(piece)] - along[id(stack[-1])] > SAME_POSITION_MM:
-            stack.append(piece)
-    notes.append(
-        f"The series holds {len(slices)} slices at {len(stack)} places; the first one at each place was taken."
-    )
-    return stack
-
-
-def _step(slices: list[_Slice], name: str) -> np.ndarray:
-    """The vector from one slice to the next, LPS millimetres.
-
-    Raises:
-        ScanError: the steps differ, so slices are missing.
-    """
-    along = np.array([_along(piece) for piece in slices])
-    steps = np.diff(along)
-    usual = float(np.median(steps))
-    wrong = np.abs(steps - usual) > max(0.1, 0.05 * usual)
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise ScanError(
-            f"The DICOM series {name} has a gap: slices {at + 1} and {at + 2} are {steps[at]:.1f} mm apart, the others "
-            f"{usual:.1f} mm; upload all slices of the series."
-        )
-    return (slices[-1].position - slices[0].position) / (len(slices) - 1)
-
-
-def _voxels(slices: list[_Slice], name: str) -> np.ndarray:
-    """Rescaled pixels, float32 [columns, rows, slices]."""
-    rows, columns = slices[0].shape
-    voxels = np.empty((columns, rows, len(slices)), np.float32)
-    opened: tuple[Path, np.ndarray] | None = None
-    for index, piece in enumerate(slices):
-        try:
-            if opened is None or opened[0] != piece.path:
-                opened = (piece.path, pydicom.dcmread(piece.path, force=True).pixel_array)
-        except Exception as error:  # each decoder has errors of its own
-            raise ScanError(
-                f"The picture in the DICOM file {piece.path.name} is cut off, damaged or compressed in an unknown way; "
-                "export the series again."
-            ) from error
-        pixels = opened[1] if piece.frame is None or opened[1].ndim == 2 else opened[1][piece.frame]
-        voxels[:, :, index] = pixels.T.astype(np.float32) * np.float32(piece.slope) + np.float32(
-            piece.intercept
-        )
-    return voxels
-
-
-def _header(path: Path, force: bool) -> Dataset:
-    return pydicom.dcmread(path, stop_before_pixels=True, force=force)
-
-
-def _frames(header: Dataset) -> int:
-    return max(int(header.get("NumberOfFrames") or 1), 1)
-
-
-def _name(header: Dataset) -> str:
-    """The series' description or number; never the patient's name."""
-    return str(header.get("SeriesDescription") or "").strip() or f"series {header.get('SeriesNumber') or 1}"
-
-
-def _group(key: str, frame: Dataset, shared: Dataset) -> Dataset:
-    items = frame.get(key) or shared.get(key) or [Dataset()]
-    return items[0]
-
-
-def _along(piece: _Slice) -> float:
-    return float(np.cross(*piece.orientation) @ piece.position)
-
-
-def _distinct(values: Iterable[float]) -> int:
-    return int((np.diff(np.sort(list(values))) > SAME_POSITION_MM).sum()) + 1
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    first, second = value
-    return float(first), float(second)
-
-
-def _number(value: Any, default: float) -> float:
-    return default if value in (None, "") else float(value)
+    return ScanError("The DICOM files hold no images (only a report, a plan or a directory).")
