@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from mst.errors import ScanError
 from mst.scans.checks import check_count
@@ -219,7 +220,9 @@ def _sorted(headers: Sequence[DicomFile]) -> tuple[list[_Series], list[tuple[str
 
 def _was_image(file: DicomFile) -> bool:
     """Whether an object without a picture was one before it was cut off, and not a report, a plan, a directory."""
-    return not file.whole and text(file.header, "SOPClassUID") in IMAGES
+    meta = getattr(file.header, "file_meta", Dataset())
+    kind = text(file.header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
+    return not file.whole and (kind in IMAGES or not kind)
 
 
 def _joined(series: list[_Series]) -> list[_Series]:
@@ -357,12 +360,18 @@ def _why_this(chosen: _Series, series: list[_Series]) -> list[str]:
 
 
 def _left_aside(aside: Sequence[tuple[str, Odd]], unreadable: int) -> list[str]:
-    counts = Counter(NOUNS.get(piece.why, piece.why) for _, piece in aside)
-    if unreadable:
-        counts["damaged file"] += unreadable
-    if not counts:
-        return []
-    return [f"Not taken as a scan: {', '.join(counted(n, noun) for noun, n in counts.items())}."]
+    """What is no scan, and what may have been a part of one."""
+    notes = []
+    broken = unreadable + sum(piece.why in (CUT, DAMAGED) for _, piece in aside)
+    counts = Counter(NOUNS.get(piece.why, piece.why) for _, piece in aside if piece.why not in (CUT, DAMAGED))
+    if counts:
+        listed = ", ".join(counted(n, noun) for noun, n in counts.items())
+        notes.append(f"Not taken as a scan: {listed}.")
+    if broken:
+        which = "1 file is" if broken == 1 else f"{broken} files are"
+        was = "was left out; if it is one" if broken == 1 else "were left out; if they are some"
+        notes.append(f"{which} damaged or cut off and {was} of the scan's slices, the scan ends too early.")
+    return notes
 
 
 def _nothing(aside: Sequence[tuple[str, Odd]], headers: Sequence[DicomFile], unreadable: int) -> ScanError:

@@ -13,7 +13,7 @@ from pydicom.charset import python_encoding
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_modality_lut, get_decoder
-from pydicom.uid import AllTransferSyntaxes
+from pydicom.uid import AllTransferSyntaxes, JPEGLSLossless, JPEGLSNearLossless
 
 from mst.errors import ScanError
 from mst.scans.checks import check_count
@@ -21,6 +21,7 @@ from mst.scans.dicom_files import DicomFile, number, read_whole, transfer_syntax
 from mst.scans.dicom_planes import frame_count
 from mst.scans.dicom_streams import BrokenStreamError, check_frame
 
+JPEG_LS = {JPEGLSLossless, JPEGLSNearLossless}
 OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 OVERLAY_BIT_POSITION = 0x0102
 
@@ -85,7 +86,12 @@ def _frames(file: DicomFile, indices: Sequence[int]) -> Iterator[np.ndarray]:
     elif len(data.PixelData) >= promised + max(promised // count, 2):  # a few bytes more are padding
         raise BrokenStreamError("more pixels than promised")
     kept = _picture_bits(header, bits)
-    for array, _ in get_decoder(syntax).iter_array(data, indices=list(indices), raw=True):
+    # One decoder each: a second one would fill in where the first one saw that data are missing.
+    decoding_plugin = "pyjpegls" if syntax in JPEG_LS else "pylibjpeg" if syntax.is_encapsulated else ""
+    decoded = get_decoder(syntax).iter_array(
+        data, indices=list(indices), raw=True, decoding_plugin=decoding_plugin
+    )
+    for array, _ in decoded:
         if array.shape != (rows, columns):
             raise BrokenStreamError("another size than promised")
         stored = array & array.dtype.type(kept) if kept else array

@@ -88,8 +88,8 @@ def _check_jpeg(content: bytes, rows: int, columns: int) -> None:
             raise BrokenStreamError("no marker where one should be")
         marker = content[at + 1]
         if marker == EOI:
-            if not sized:
-                raise BrokenStreamError("no picture")
+            if not sized or content[at + 2 :].strip(b"\0\xff"):
+                raise BrokenStreamError("no picture, or one that ends too early")
             return
         (length,) = struct.unpack_from(">H", content, at + 2)
         if marker in FRAME_HEADERS:

@@ -220,7 +220,7 @@ def layout_of(planes: Sequence[Plane]) -> _Layout:
     if (steps <= SAME_POSITION_MM).any():
         return found("repeated")
     # Positions are often rounded to a tenth of a millimetre; where slices lie closer, to less.
-    wrong = np.abs(steps - usual) > max(0.05 * usual, min(0.1, 0.25 * usual))
+    wrong = np.abs(steps - usual) > max(0.05 * usual, min(0.101, 0.5 * usual))
     if wrong.any():
         times = steps[wrong] / usual
         missing = bool((np.abs(times - np.round(times)) < 0.1).all() and (times > 1.5).all())
@@ -469,7 +469,10 @@ def _other_tags(planes: Sequence[Plane]) -> list[int]:
     if planes[0].frame is not None:
         return []
     tags = {
-        tag for plane in planes for tag in plane.header.keys() if tag.group < 0x5000 and tag.group != 0x0028
+        tag
+        for plane in planes
+        for tag in list(plane.header.keys())
+        if tag.group < 0x5000 and tag.group != 0x0028
     }
     return [int(tag) for tag in sorted(tags)]
 
