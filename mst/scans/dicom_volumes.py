@@ -441,15 +441,16 @@ def _partitions(planes: Sequence[Plane]) -> Iterator[tuple[str, Groups]]:
     for keyword in TIMES:
         yield from ((keyword, groups) for groups in _by_pauses(planes, keyword))
     yield from (("", groups) for groups in _sideways(planes))
-    few = [keyword for keyword, groups in divided if len(groups) * 2 <= len(planes)]
+    few = [keyword for keyword, groups in divided if _worth(groups, planes)]
     for first, second in combinations(few, 2):
         groups = _by_values(planes, (first, second))
         if _worth(groups, planes):
             yield first, groups
     for tag in _other_tags(planes):
-        groups = _by_value(planes, partial(_text_of, tag=tag))
-        if len(groups) > 1 and _worth(groups, planes):
-            yield "", groups
+        for read in (_text_of, _has):
+            groups = _by_value(planes, partial(read, tag=tag))
+            if len(groups) > 1 and _worth(groups, planes):
+                yield "", groups
     for keyword in IN_ORDER:
         yield from ((keyword, groups) for groups in _in_turn(planes, partial(_seconds, keyword=keyword)))
     yield from (("", groups) for groups in _runs(planes))
@@ -460,8 +461,13 @@ def _text_of(plane: Plane, tag: int) -> str:
     return text(plane.header, tag)
 
 
+def _has(plane: Plane, tag: int) -> bool:
+    return tag in plane.header
+
+
 def _worth(groups: Groups, planes: Sequence[Plane]) -> bool:
-    return max(map(len, groups)) >= min(MIN_SLICES, len(planes) / 2)
+    """Whether groups are few enough to be volumes."""
+    return len(groups) * MIN_SLICES <= len(planes)
 
 
 def _other_tags(planes: Sequence[Plane]) -> list[int]:

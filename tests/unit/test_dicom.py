@@ -338,6 +338,7 @@ TOLD_APART: dict[str, tuple[Each, Each]] = {
         lambda k: {"ContentTime": f"0959{11 - k:02d}"},
         lambda k: {"ContentTime": f"1003{k * 3:02d}"},
     ),
+    "times of one alone": (lambda k: {}, lambda k: {"AcquisitionTime": f"1000{k:02d}"}),
     "study": (lambda k: {}, lambda k: {"StudyInstanceUID": "1.2.3.9"}),
     "series number": (lambda k: {"SeriesNumber": 4}, lambda k: {"SeriesNumber": 5}),
     "a property of no list": (lambda k: {"FilterType": "A"}, lambda k: {"FilterType": "B"}),
