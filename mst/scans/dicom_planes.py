@@ -88,6 +88,12 @@ class Plane:
         return None if value is None else int(value)
 
     @cached_property
+    def in_stack(self) -> int | None:
+        """A frame's place in its stack; None where the file does not say."""
+        value = self.said("InStackPositionNumber")
+        return int(value) if value.isdecimal() else None
+
+    @cached_property
     def modality(self) -> str:
         return text(self.header, "Modality")
 

@@ -239,8 +239,8 @@ def layout_of(planes: Sequence[Plane]) -> _Layout:
 
 def _numbers_follow(ordered: Sequence[Plane]) -> bool:
     """Whether the images' numbers show that none is missing between them."""
-    values = [plane.number for plane in ordered]
-    if ordered[0].frame is not None or None in values:
+    values = [plane.number if plane.frame is None else plane.in_stack for plane in ordered]
+    if None in values or len({plane.said("StackID") for plane in ordered}) > 1:
         return False
     return bool((np.abs(np.diff(np.array(values, float))) == 1).all())
 
@@ -636,15 +636,22 @@ def _check_cut(odd: Sequence[Odd], plane: Plane) -> None:
 
 def _without_far_stacks(layout: _Layout, notes: list[str]) -> _Layout:
     """Of stacks that lie far apart, as of both breasts, the longest, where no slice can be missing between them."""
-    if layout.kind != "uneven" or not len(layout.steps):
+    if layout.kind not in ("gap", "uneven"):
+        return layout
+    stacks = _by_value(layout.planes, _said("StackID"))
+    if len(stacks) > 1 and all(layout_of(stack).even for stack in stacks):
+        best = _best(stacks, "StackID")
+        notes.append(_several(stacks, best, "StackID", PERHAPS))
+        return layout_of(best)
+    if layout.kind == "gap":
         return layout
     far = np.flatnonzero(layout.steps > max(5 * layout.usual, 10.0)) + 1
     if not len(far):
         return layout
     parts = np.split(np.arange(len(layout.planes)), far)
-    best = max(parts, key=len)
-    found = layout_of([layout.planes[k] for k in best])
-    if not found.even or len(best) < MIN_SLICES:
+    longest = max(parts, key=len)
+    found = layout_of([layout.planes[k] for k in longest])
+    if not found.even or len(longest) < MIN_SLICES:
         return layout
     notes.append(
         f"The series holds {len(parts)} stacks of slices that lie {layout.steps[far - 1].min():.0f} mm apart or "
@@ -663,9 +670,10 @@ def _stack(layout: _Layout, copies: list[tuple[int, Plane]], name: str, notes: l
     if layout.kind == "gap" or (layout.kind == "uneven" and not _numbers_follow(planes)):
         few = (np.abs(steps - usual) > 0.25 * usual).sum() <= len(steps) / 4
         if few and steps[at] > 1.5 * usual:
+            mend = "upload all slices of the series" if planes[0].frame is None else "export it again"
             raise ScanError(
                 f"The DICOM series {name} has a gap: slices {at + 1} and {at + 2} are {_mm(steps[at])} mm apart, the "
-                f"others {_mm(usual)} mm; upload all slices of the series."
+                f"others {_mm(usual)} mm; {mend}."
             )
         raise ScanError(_uneven(steps, name))
     if layout.kind == "sideways":
@@ -687,7 +695,7 @@ def _stack(layout: _Layout, copies: list[tuple[int, Plane]], name: str, notes: l
     normal = np.cross(*planes[0].orientation)
     lean = float(np.degrees(np.arccos(np.clip(abs(normal @ step) / np.linalg.norm(step), 0, 1))))
     if lean > MAX_TILT_SILENT:
-        notes.append(f"The gantry was tilted: the slices lean by {lean:.0f} degrees, and are kept so.")
+        notes.append(f"As with a tilted gantry, the slices lean by {lean:.0f} degrees; they are kept so.")
     return Stack(tuple(planes), tuple(copies), step, heights, tuple(notes))
 
 

@@ -545,6 +545,28 @@ def test_stacks_of_an_enhanced_file_that_interleave_are_one_volume(tmp_path: Pat
     assert not scan.notes
 
 
+def test_stacks_of_an_enhanced_file_that_lie_apart_are_told(tmp_path: Path) -> None:
+    def content(v: int, k: int) -> Dataset:
+        return inside("FrameContentSequence", StackID="L" if k < COUNT else "R")
+
+    order = [(0, k) for k in (*range(COUNT), *range(2 * COUNT, 3 * COUNT))]
+    enhanced(tmp_path / "e", order, [np.concatenate([FIRST, FIRST, SECOND])], content)
+    scan = read(tmp_path)
+    assert shows(scan, FIRST)
+    assert "2 volumes (stacks L, R); the first one was taken (L)" in said(scan)
+
+
+def test_numbers_in_a_jpeg_2000_stream_that_says_unsigned(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(-900, 900, (COUNT, 64, 64))  # what the encoder needs at least
+    for path in series(tmp_path, values, RescaleIntercept=0):
+        data = pydicom.dcmread(path)
+        data.PixelData = (np.frombuffer(data.PixelData, "<i2") - 1024).astype("<i2").tobytes()
+        data.compress(JPEG2000Lossless, generate_instance_uid=False)
+        data.PixelRepresentation = 1
+        data.save_as(path)
+    assert shows(read(tmp_path), values)
+
+
 def test_a_multi_frame_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in (0, 1):
         order = [(0, k) for k in range(part, COUNT, 2)]
