@@ -75,7 +75,7 @@ PROPER, OTHER_MODALITY, NO_ORIGINAL, LOCALIZER = range(4)
 NAMED = 3  # series that a note names
 
 
-@dataclass
+@dataclass(eq=False)
 class _Series:
     """The files of a series, and the volume in it."""
 

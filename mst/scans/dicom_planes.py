@@ -91,7 +91,7 @@ class Plane:
     def in_stack(self) -> int | None:
         """A frame's place in its stack; None where the file does not say."""
         value = self.said("InStackPositionNumber")
-        return int(value) if value.isdecimal() else None
+        return int(value) if value.isdecimal() and len(value) < 12 else None
 
     @cached_property
     def modality(self) -> str:
@@ -106,11 +106,10 @@ class Plane:
     def component(self) -> str:
         """Which part of the complex MR signal it shows: "magnitude", "phase", ...; "" where nothing is said."""
         said = self.said("ComplexImageComponent").upper()
+        kinds = {said} if said else words("\\".join(self.said("ImageType").split("\\")[2:]))
         for letter, component in COMPONENTS.items():
-            if said and component.split()[0].upper().startswith(said.split("_")[0]):
-                return component
-            kinds = words("\\".join(self.said("ImageType").split("\\")[2:]))
-            if letter in kinds or any(k.startswith(component.split()[0].upper()) for k in kinds):
+            whole = component.split()[0].upper()
+            if letter in kinds or any(kind.startswith(whole) for kind in kinds):
                 return component
         by_ge = text(self.header, GE_COMPONENT)
         return list(COMPONENTS.values())[int(by_ge)] if by_ge in ("0", "1", "2", "3") else ""

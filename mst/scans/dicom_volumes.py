@@ -336,7 +336,7 @@ def _several(groups: Groups, best: list[Plane], keyword: str, names: dict[str, t
     elif all(len(group) <= len(best) for group in groups) and any(len(group) < len(best) for group in groups):
         which = "the one with most slices was taken"
     else:
-        which = "one was taken"
+        which = "the magnitude was taken" if best[0].component == "magnitude" else "a whole one was taken"
     values = sorted({_shown(read(group[0])) for group in groups}, key=_natural)
     if not many or keyword in UNSHOWN or len(values) < len(groups) or max(map(len, values)) > MAX_LETTERS:
         told = f" (told apart by their {many})" if many else ""
@@ -358,7 +358,7 @@ def _shown(value: str) -> str:
 def _natural(value: str) -> list:
     """Sorts texts with the numbers in them by their size."""
     parts = re.findall(r"\d+(?:\.\d+)?|[^\d]+", value)
-    return [(0, float(part), "") if part[0].isdigit() else (1, 0.0, part) for part in parts]
+    return [(0, float(part), "") if part[0].isdecimal() else (1, 0.0, part) for part in parts]
 
 
 def _one_scan(planes: list[Plane], name: str, notes: list[str]) -> tuple[_Layout, list[tuple[int, Plane]]]:
