@@ -901,11 +901,13 @@ from mst.errors import ScanError
 from mst.scans import dicom, dicom_files, dicom_pixels
 folder = Path(pydicom.__file__).parent / "data" / "test_files"
 paths = [p for p in folder.rglob("*") if p.is_file()]
+given = Path(sys.argv[1])
+series, marks = [p for p in given.rglob("*") if p.parent.name == "ct"], [given / "seg"]
 dicom.preload()
 before, found = set(sys.modules), []
 
 def hook(event, args):
-    if event == "open" and not str(args[0]).startswith(str(folder)):
+    if event == "open" and not str(args[0]).startswith((str(folder), str(given))):
         found.append(f"opened {args[0]}")
     if event == "import" and args[0] not in before:
         found.append(f"imported {args[0]}")
@@ -924,6 +926,9 @@ for path in paths:
             decoded.add(dicom_files.transfer_syntax(file.header).name)
     except ScanError:
         continue
+scan = dicom.read_dicom(series)
+dicom.DicomSource.unpack(scan.source.pack())
+dicom.read_dicom_mask(marks)
 print(sorted(found), sorted(set(sys.modules) - before), len(decoded))
 """
 
@@ -931,7 +936,10 @@ print(sorted(found), sorted(set(sys.modules) - before), len(decoded))
 def test_nothing_is_loaded_once_everything_was(tmp_path: Path) -> None:
     """What the decoders need is there after `preload`, for a process that can open no other file then."""
     preload()
-    run = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, check=True)
+    segmentation(tmp_path / "seg", sources_of(tmp_path / "ct"), boxes())
+    run = subprocess.run(
+        [sys.executable, "-c", CHECK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[] [] 9", run.stdout
 
 
