@@ -13,7 +13,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from mst.scans import Scan, ScanError, read_scan
-from mst.scans.dicom.volumes import SAME_POSITION_MM
+from mst.scans.dicom_volumes import SAME_POSITION_MM
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import numpy as np
 from mst.errors import ScanError
 from mst.scans.archives import is_zip, unpack
 from mst.scans.checks import checked, lean
-from mst.scans.dicom import is_dicom, preload_dicom, read_dicom, read_dicom_mask
+from mst.scans.dicom import is_dicom, read_dicom, read_dicom_mask
+from mst.scans.dicom import preload as preload_dicom
 from mst.scans.metaimage import read_metaimage
 from mst.scans.nifti import read_nifti
 from mst.scans.nrrd import read_nrrd
@@ -44,6 +45,13 @@ MASK_WORDS = re.compile(
 )
 MAX_NAME = 64  # letters, as many as a DICOM series description may have
 LEAST_LEAN = 1.0  # degrees: less is rounding
+# Modules that the standard library and numpy import when one of their functions is first called.
+LATE = (
+    "numpy.ma heapq bisect _strptime calendar copy copyreg ctypes datetime decimal difflib dis "
+    "fractions gettext gzip hashlib inspect json linecache locale lzma numbers pickle platform pprint "
+    "random secrets shutil statistics string stringprep tempfile textwrap tokenize traceback "
+    "unicodedata uuid weakref xml.etree.ElementTree"
+)
 MASK_VALUES = 32  # a mask holds at most as many different values; a scan holds more
 
 
@@ -100,7 +108,8 @@ def preload() -> None:
     The decoding process cannot open Python's own files once it is restricted to an upload's.
     """
     preload_dicom()
-    importlib.import_module("numpy.ma")  # numpy's own functions import it when they are first called
+    for name in LATE.split():
+        importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
         with contextlib.suppress(ImportError):  # those of other systems
             importlib.import_module(f"encodings.{module.name}")
@@ -182,6 +191,9 @@ def _best(upload: Upload) -> Scan:
     if best is None:
         raise errors[0]
     _, scan, named = best
+    # Of a scan that is damaged and its mask, the mask is no answer.
+    if errors and _is_mask(scan):
+        raise errors[0]
     others = len(readers) - 1
     if not others:
         return scan

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import dcmwrite, write_dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 # What an object has in common with the images that it refers to.
 IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
-# What identifies patient, study and series; what else a header says of a person has no place in what is made here.
+# All of a header that is kept: what says whose the images are, of which study and series, and their form. Whatever
+# is kept ends up in the objects that are made from it, so nothing is that says more of the patient.
 KEPT = (
+    *IDENTITY,
     "SpecificCharacterSet",
-    "PatientName",
     "PatientID",
+    "PatientName",
     "PatientBirthDate",
     "PatientSex",
     "StudyID",
     "StudyDate",
     "StudyTime",
     "SeriesNumber",
+    "SeriesDescription",
     "Modality",
-    "PositionReferenceIndicator",
     "Rows",
     "Columns",
-    *IDENTITY,
+    "PixelSpacing",
 )
 
 
@@ -50,7 +57,7 @@ class DicomSource:
     """What is kept of a DICOM series so that other objects can refer to it; no pixels.
 
     Attributes:
-        header: of the first slice's file, of which `KEPT` is kept. It names the patient.
+        header: `KEPT` of the first slice's file. It names the patient.
         slices: one for each slice of the scan, in the scan's order.
         orientation: direction cosines along a row and down a column, LPS, shape (2, 3).
         spacing: millimetres between rows, between columns.
@@ -64,37 +71,56 @@ class DicomSource:
     shape: tuple[int, int]
 
     def pack(self) -> dict[str, Any]:
-        """As plain values that go through JSON; see `unpack`. The header is in DICOM's JSON model (PS3.18 F)."""
+        """Plain JSON values, from which `unpack` makes the same source; the header is a DICOM file in base64."""
+        content = io.BytesIO()
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dcmwrite(content, pydicom.FileDataset("", self.header, file_meta=meta), enforce_file_format=False)
         return {
-            "header": self.header.to_json_dict(suppress_invalid_tags=True),
-            "slices": [[piece.identity, piece.frame, piece.position.tolist()] for piece in self.slices],
+            "header": base64.b64encode(content.getvalue()).decode("ascii"),
+            "slices": [
+                {"identity": piece.identity, "frame": piece.frame, "position": piece.position.tolist()}
+                for piece in self.slices
+            ],
             "orientation": self.orientation.tolist(),
             "spacing": list(self.spacing),
             "shape": list(self.shape),
         }
 
-    @classmethod
-    def unpack(cls, packed: dict[str, Any]) -> DicomSource:
-        """What `pack` gave."""
-        rows, columns = packed["spacing"]
-        high, wide = packed["shape"]
-        return cls(
-            Dataset.from_json(packed["header"]),
+    @staticmethod
+    def unpack(packed: dict[str, Any]) -> DicomSource:
+        """The source that was packed.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not what `pack` gives.
+        """
+        data = pydicom.dcmread(io.BytesIO(base64.b64decode(packed["header"], validate=True)), force=True)
+        rows, columns = packed["shape"]
+        between_rows, between_columns = packed["spacing"]
+        return DicomSource(
+            kept(data),
             tuple(
-                SourceSlice(identity, frame, np.array(position, float))
-                for identity, frame, position in packed["slices"]
+                SourceSlice(dict(piece["identity"]), piece["frame"], np.array(piece["position"], float))
+                for piece in packed["slices"]
             ),
-            np.array(packed["orientation"], float),
-            (rows, columns),
-            (high, wide),
+            np.array(packed["orientation"], float).reshape(2, 3),
+            (float(between_rows), float(between_columns)),
+            (int(rows), int(columns)),
         )
 
 
 def kept(header: Dataset) -> Dataset:
-    """A data set with no more of a header than `KEPT`. No value is decoded: a wrong one is no reason for a refusal."""
-    tags = {tag_for_keyword(keyword) for keyword in KEPT}
-    small = Dataset()
-    for tag in list(header.keys()):
-        if tag in tags:
-            small[tag] = header.get_item(tag)
-    return small
+    """A header's `KEPT` values; one that cannot be read or written again is left out."""
+    result = Dataset()
+    for keyword in KEPT:
+        try:
+            element = header[keyword]
+            alone = Dataset()
+            alone.add(element)
+            writer = DicomBytesIO()
+            writer.is_little_endian, writer.is_implicit_VR = True, False
+            write_dataset(writer, alone)
+        except Exception:  # a missing value, or one that its scanner wrote wrongly
+            continue
+        result.add(element)
+    return result

@@ -173,7 +173,7 @@ CASES: dict[str, tuple[Maker, str]] = {
     "dicom with mixed sizes": (dicom(_wider), "different sizes"),
     "dicom with mixed directions": (dicom(_turned), "different directions"),
     "dicom in colour": (dicom(_colour, slice(None)), "colour"),
-    "dicom without places": (dicom(_without_place), "unknown place"),
+    "dicom without places": (dicom(_without_place), "where its slices lie"),
     "dicom with half a picture": (dicom(_half_the_pixels), "cut off"),
     "dicom of one slice": (lambda folder: dicom_series(folder)[0], "single slice"),
     "a real single CT slice": (lambda folder: Path(str(get_testdata_file("CT_small.dcm"))), "single slice"),

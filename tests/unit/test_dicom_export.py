@@ -11,6 +11,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataset import Dataset
 from scan_files import AXIAL, SHAPE, dicom_series, enhanced_dicom, tilted
 
@@ -251,7 +252,7 @@ def test_of_two_phases_the_frames_that_were_read_are_named(tmp_path: Path) -> No
     data.PerFrameFunctionalGroupsSequence, data.NumberOfFrames = groups, len(groups)
     data.save_as(path)
     scan = read_scan(path)
-    assert "2 volumes, told apart by time point (1, 2); the one with time point 1" in scan.notes[0]
+    assert "2 volumes at the same place" in scan.notes[0]
     _, objects = written(tmp_path, scan)
     for made in objects.values():
         named = {
@@ -319,6 +320,34 @@ def test_headers_that_scanners_write_wrongly_do_no_harm(tmp_path: Path) -> None:
     for data in objects.values():
         assert data.PatientSex == ""
         assert not data.PatientBirthDate
+
+
+@pytest.mark.parametrize("multi_frame", [False, True], ids=["series", "multi-frame"])
+def test_a_result_says_no_more_of_the_patient_than_who_it_is(tmp_path: Path, multi_frame: bool) -> None:
+    """Every text of the standard is marked in the source; only what names patient and study may come out."""
+    if multi_frame:
+        paths = [enhanced_dicom(tmp_path / "e.dcm")]
+    else:
+        paths = dicom_series(tmp_path / "dicom")
+    marked = set()
+    for path in paths:
+        data = pydicom.dcmread(path)
+        for tag, (vr, _, _, retired, keyword) in DicomDictionary.items():
+            if (
+                vr in ("LO", "SH", "PN", "ST", "LT", "UT", "UC")
+                and 0x0008 <= tag >> 16 < 0x5000
+                and not retired
+            ):
+                data.add_new(tag, vr, f"MARK{tag:08x}")
+                marked.add(keyword)
+        data.save_as(path)
+    assert {"Allergies", "MedicalAlerts", "PatientComments", "ReasonForVisit", "AccessionNumber"} < marked
+    scan = read_scan(paths)
+    _, objects = written(tmp_path, scan)
+    for made in objects.values():
+        carried = {element.keyword for element in made.iterall() if "MARK" in str(element.value)}
+        carried -= {element.keyword for element in made.iterall() if element.VR == "SQ"}
+        assert carried == {"PatientName", "PatientID", "StudyID"}
 
 
 def test_a_library_that_gives_up_is_one_sentence(tmp_path: Path) -> None:

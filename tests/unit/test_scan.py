@@ -144,7 +144,7 @@ def test_of_two_acquisitions_in_a_series_the_first_is_taken(tmp_path: Path) -> N
         data.save_as(path)
     scan = read_scan(tmp_path)
     check(scan)
-    assert "told apart by acquisition" in scan.notes[0]
+    assert "first one was taken" in scan.notes[0]
 
 
 def test_a_four_dimensional_file_gives_its_first_volume_and_says_so(tmp_path: Path) -> None:
