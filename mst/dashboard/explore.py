@@ -162,14 +162,14 @@ def build_explore_page() -> None:
         inputs,
         None,
         js="(...inputs) => window.mstPage.changes(...inputs)",
-        cancels=[made],
         trigger_mode="multiple",
     )
-    gr.on(
-        [scan.change, task.change, pre.change, *(button.click for _, button in examples)],
-        None,
-        cancels=[made, written],
-    )
+    # Only what a person does cancels: the page's own fields follow a moment later, when the next run may have begun.
+    another = [scan.upload, scan.clear, scan.delete, task.input, pre.upload, pre.clear, pre.delete]
+    chosen = [mask.upload, mask.clear, mask.delete]
+    chosen += [field.input for field in (center, side, *choices.values(), tta, shift)]
+    gr.on([*another, *(button.click for _, button in examples)], None, cancels=[made, written])
+    gr.on(chosen, None, cancels=[made])
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     gr.on(changes, _note_inputs, inputs, None, concurrency_limit=None, trigger_mode="always_last", **quiet)
 

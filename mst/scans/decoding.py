@@ -37,7 +37,7 @@ READERS: dict[str, Callable[[Path, Sequence[Path]], Scan]] = {
     **dict.fromkeys((".nrrd", ".nhdr"), read_nrrd),
     **dict.fromkeys((".mha", ".mhd"), read_metaimage),
 }
-HEADERS = (".nhdr", ".mhd", ".hdr")  # whose data lie in another file
+HEADERS = (".nhdr", ".nrrd", ".mhd", ".mha", ".hdr")  # whose data may lie in another file
 # Words in the names of masks, between what is no letter.
 MASK_WORDS = re.compile(
     r"(?<![a-z])(masks?|seg|segs|segmentations?|labels?|labelmap|roi|rois|lesions?|annotations?|contours?|gt|"

@@ -137,8 +137,8 @@ def test_uploads_that_crash_a_decoder_disturb_nobody(
 def test_the_page_shows_no_other_file(
     page: Page, url: str, target: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    page.goto(url)
     for number, (name, make) in enumerate(READS_OTHERS.items()):
+        page.goto(url)
         # Each under a name of its own, so that what the page says can be told from what it said before.
         files = [
             file.rename(file.with_name(f"attack{number}{file.suffix}"))
