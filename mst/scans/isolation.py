@@ -92,8 +92,10 @@ class Decoder:
         with (
             self._places,
             tempfile.TemporaryDirectory(prefix="scan-", ignore_cleanup_errors=True) as staging,
+            tempfile.TemporaryDirectory(prefix="scan-", ignore_cleanup_errors=True) as links,
             _shared_memory() as memory,
         ):
+            paths = _held(paths, Path(links))
             request = {
                 "kind": kind,
                 "called": called,
@@ -209,6 +211,41 @@ def _shared_memory() -> Any:
     else:
         with tempfile.TemporaryFile(prefix="scan-") as file:
             yield file.fileno()
+
+
+def _held(paths: Sequence[Path], links: Path) -> list[Path]:
+    """These files under names that stay theirs until they are read.
+
+    An upload that comes again takes the place of the file under its name, and an old one is deleted. A decoder that
+    has just begun may open its file, not another of that name.
+
+    Args:
+        paths: files, which are linked where the system can, and folders.
+        links: an empty folder.
+    """
+    from mst.scans.decoding import HEADERS
+
+    held = []
+    for number, path in enumerate(paths):
+        if path.is_file() and path.suffix.lower() not in HEADERS:  # whose data lie beside them
+            link = links / str(number) / path.name
+            link.parent.mkdir()
+            path = link if _link(path, link) else path
+        held.append(path)
+    return held
+
+
+def _link(path: Path, link: Path) -> bool:
+    """Whether the system could: not where the file lies on another disk, or is somebody else's."""
+    for _ in range(10):
+        try:
+            os.link(path.resolve(), link)
+        except FileNotFoundError:  # it was replaced just now
+            continue
+        except OSError:
+            return False
+        return True
+    return False
 
 
 def _readable(paths: Sequence[Path]) -> list[Path]:

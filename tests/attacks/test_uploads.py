@@ -220,6 +220,32 @@ def test_many_at_once_each_get_their_own_scan(tmp_path: Path) -> None:
     assert not wrong
 
 
+def test_the_same_upload_that_comes_again_disturbs_no_reader(tmp_path: Path) -> None:
+    """A class opens one file: each upload of it replaces the last, under one name."""
+    folder, arriving = tmp_path / "upload", tmp_path / "arriving"
+    folder.mkdir()
+    arriving.mkdir()
+    path = folder / "scan.nii.gz"
+    voxels = np.random.default_rng(2).integers(-900, 900, SHAPE).astype(np.float32)
+    write_nifti(voxels, np.eye(4), path)
+    content = path.read_bytes()
+    (folder / "scan (1).nii.gz").write_bytes(content)
+    done = threading.Event()
+
+    def upload() -> None:
+        while not done.is_set():
+            (arriving / "new").write_bytes(content)
+            (arriving / "new").replace(path)
+
+    uploads = threading.Thread(target=upload)
+    uploads.start()
+    try:
+        assert all(np.array_equal(read_scan(path).voxels, voxels) for _ in range(20))
+    finally:
+        done.set()
+        uploads.join()
+
+
 def test_the_decoding_process_has_no_torch_and_no_secrets(
     spy: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
