@@ -162,7 +162,18 @@ def inputs(files: list[str]) -> store.Inputs:
 def explain(files: list[str], session: str = "s") -> list[Any]:
     request = SimpleNamespace(session_hash=session)
     return explore._explain(
-        files, "chest-ct", "", None, None, None, None, None, False, request, lambda *args, **options: None
+        files,
+        "chest-ct",
+        "",
+        None,
+        None,
+        None,
+        None,
+        None,
+        False,
+        False,
+        request,
+        lambda *args, **options: None,
     )
 
 
@@ -237,11 +248,14 @@ def test_mask_spot_and_contrast_go_with_the_scan_they_were_given_for(
     kept: Store, before: list[str], files: list[str], replaces: bool
 ) -> None:
     request = SimpleNamespace(session_hash="s")
-    scan, uploaded, *given, _status, _locator, results, downloads = explore._take_upload(
-        files, "chest-ct", ["pre.nii"], before, request
+    scan, uploaded, opening, *given, shift, _status, _locator, results, downloads = explore._take_upload(
+        files, "chest-ct", ["pre.nii"], before, "", request
     )
     assert given == (["", None, None, None] if replaces else [gr.skip()] * 4)
+    assert shift == (gr.update(value=False, visible=False) if replaces else gr.skip())
+    assert opening == ""
     assert results == ""
     assert downloads == gr.update(visible=False)
     # What the page then sends again changes nothing more.
-    assert explore._take_upload(uploaded, "chest-ct", None, uploaded, request) == [gr.skip()] * 10
+    again = explore._take_upload(uploaded, "chest-ct", None, uploaded, "", request)
+    assert again == [gr.skip(), gr.skip(), "", *[gr.skip()] * 9]
