@@ -166,8 +166,8 @@ def build_explore_page() -> None:
     )
     # Only what a person does cancels: the page's own fields follow a moment later, when the next run may have begun.
     another = [scan.upload, scan.clear, scan.delete, task.input, pre.upload, pre.clear, pre.delete]
-    chosen = [mask.upload, mask.clear, mask.delete]
-    chosen += [field.input for field in (center, side, *choices.values(), tta, shift)]
+    fields: list[Any] = [center, side, *choices.values(), tta, shift]
+    chosen = [mask.upload, mask.clear, mask.delete, *(field.input for field in fields)]
     gr.on([*another, *(button.click for _, button in examples)], None, cancels=[made, written])
     gr.on(chosen, None, cancels=[made])
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
