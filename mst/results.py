@@ -106,7 +106,7 @@ def scan_warnings(scan: Scan, task: Task) -> list[str]:
         if shift:
             warnings.append(
                 f"Air lies near 0 instead of -1000, so the values seem to be Hounsfield units + {-shift}: do not trust "
-                f"the result before {shift} is added to them (offered below the upload; --hu-shift {shift})."
+                f"the result before {shift} is added to them (the box below the upload, or --hu-shift {shift})."
             )
         elif shift is None and not scan.modality:
             warnings.append(
@@ -121,8 +121,8 @@ def display_window(scan: Scan, task: Task) -> Window:
     low, high = (float(v) for v in np.percentile(scan.voxels[::3, ::3, ::3], (1, 99)))
     if task.windows:
         first = task.windows[0]
-        # A scan that is no CT would be all white or all black in a CT window.
-        if low < first.high and high > first.low:
+        # A scan that is no CT would be all white or all black in a CT window, and so is one in other units.
+        if low < first.high and high > first.low and not (task.unit == "HU" and hounsfield_shift(scan)):
             return first
     return Window("Automatic", low, max(high, low + 1e-3))
 

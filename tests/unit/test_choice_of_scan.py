@@ -118,3 +118,11 @@ def test_the_pre_contrast_scan_is_known_by_a_word_of_its_name(first: str, second
 def test_two_scans_whose_names_do_not_tell_are_not_guessed(files: list[str]) -> None:
     with pytest.raises(ScanError, match="before contrast"):
         split_contrast(files)
+
+
+def test_a_mask_is_no_answer_where_its_scan_is_damaged(tmp_path: Path) -> None:
+    whole = write(tmp_path, "scan.nii.gz", VOXELS)
+    whole.write_bytes(whole.read_bytes()[:1000])
+    write(tmp_path, "mask.nii.gz", MASK)
+    with pytest.raises(ScanError, match=r"scan\.nii\.gz is cut off"):
+        read_scan(tmp_path)
