@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -49,10 +50,10 @@ def restrict_files(readable: Sequence[Path], writable: Sequence[Path] = ()) -> b
         writable: folders in which all may be done.
 
     Returns:
-        Whether the system could: False where it has no Landlock.
+        Whether the system could: False where it has no Landlock, or does not let this process use it.
 
     Raises:
-        OSError: it has Landlock but refused.
+        OSError: a file is not there, or the system refused for another reason.
     """
     version = landlock_version()
     if not version:
@@ -64,7 +65,7 @@ def restrict_files(readable: Sequence[Path], writable: Sequence[Path] = ()) -> b
     ]
     ruleset = libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
-        raise OSError(ctypes.get_errno(), "the decoding process could not be restricted")
+        return _refused()
     try:
         for path, rights in [(p, READ_FILE | READ_DIR) for p in readable] + [(p, handled) for p in writable]:
             folder = path.is_dir()
@@ -72,14 +73,26 @@ def restrict_files(readable: Sequence[Path], writable: Sequence[Path] = ()) -> b
             try:
                 rule = struct.pack("<Qi", rights if folder else rights & READ_FILE, handle)
                 if libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0) < 0:
-                    raise OSError(ctypes.get_errno(), "the decoding process could not be restricted")
+                    return _refused()
             finally:
                 os.close(handle)
         if libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 or libc.syscall(RESTRICT_SELF, ruleset, 0) < 0:
-            raise OSError(ctypes.get_errno(), "the decoding process could not be restricted")
+            return _refused()
     finally:
         os.close(ruleset)
     return True
+
+
+def _refused() -> bool:
+    """False where the system has Landlock, but does not let this process use it, as in some containers.
+
+    Raises:
+        OSError: it refused for another reason.
+    """
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+        return False
+    raise OSError(number, "the decoding process could not be restricted")
 
 
 def restrict_resources(memory: int, seconds: int, file_bytes: int) -> None:

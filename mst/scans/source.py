@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite, write_dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+# It warns of values that scanners write wrongly all the time; whoever opens the scan can do nothing about them.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
 # What an object has in common with the images that it refers to.
 IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
 # All of a header that is kept: what says whose the images are, of which study and series, and their form. Whatever

@@ -81,7 +81,7 @@ def test_clients_of_the_web_api_at_once(
         check_record(answer, alone[number % len(alone)])
 
 
-@pytest.mark.parametrize("sessions", [2, 6])
+@pytest.mark.parametrize("sessions", [2, 6, pytest.param(20, marks=pytest.mark.slow)])
 def test_sessions_of_the_page_at_once(
     sessions: int,
     browser: Browser,
