@@ -22,7 +22,7 @@ lint: .venv/.test
 	$(BIN)/mypy mst app.py train.py tools
 
 train: .venv/.train
-	$(BIN)/python train.py all $(if $(DATA),--data $(DATA))
+	$(BIN)/python train.py all $(foreach data,$(DATA),--data $(data))
 
 figures: .venv/.app
 	$(BIN)/python tools/readme_figures.py

@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("config", help="a file of configs/, or 'all': cross-validate and train everything")
     parser.add_argument(
-        "--data", help="a manifest (CSV) or the folder it lies in; default: simulated cases alone"
+        "--data",
+        action="append",
+        help="a manifest (CSV) or the folder it lies in; may be given more than once; default: simulated cases alone",
     )
     parser.add_argument("--out", help="folder for the checkpoint; default: checkpoints/<name>")
     parser.add_argument("--runs", default="runs", help="folder for runs in progress (default: runs)")
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.steps=100")
     options = parser.parse_intermixed_args(arguments)
     # The figures' command, without a folder of this machine.
-    command = f"python train.py {options.config}" + (" --data DATA" if options.data else "")
+    command = f"python train.py {options.config}" + " --data DATA" * len(options.data or ())
     command += "".join(f" {item}" for item in options.overrides)
     try:
         with processes.together():

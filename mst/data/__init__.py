@@ -1,5 +1,5 @@
 """Data sets on disk: what a training manifest lists, and how it is checked."""
 
-from mst.data.manifest import Case, ManifestError, read_manifest
+from mst.data.manifest import Case, ManifestError, read_manifest, read_manifests
 
-__all__ = ["Case", "ManifestError", "read_manifest"]
+__all__ = ["Case", "ManifestError", "read_manifest", "read_manifests"]

@@ -24,6 +24,7 @@ TEXT = {*REQUIRED, "case", "patient", "mask", "fold"}
 MALIGNANCY = ("malignancy", "expected_malignancy")
 CENTER = ("center_x", "center_y", "center_z")
 INDETERMINATE = "indeterminate"
+HELD_OUT = "held-out-patients.txt"
 
 
 class ManifestError(InputError):
@@ -94,6 +95,56 @@ def read_manifest(path: str | Path, classes: Sequence[str], labelled: bool = Tru
         only = f"only the class {found[0]}" if found else "no labelled case"
         raise ManifestError(f"{path.name} holds {only}; cases of {' and of '.join(classes)} are needed.")
     return cases
+
+
+def read_manifests(
+    paths: Sequence[str | Path], classes: Sequence[str]
+) -> tuple[list[Case], dict[str, list[Case]], set[str]]:
+    """Reads several manifests as one, without the patients who are held out.
+
+    Args:
+        paths: each as `read_manifest` takes it. A file held-out-patients.txt beside any of them, a patient a line,
+            names patients whom no training may use: it binds the cases of all.
+        classes: as there.
+
+    Returns:
+        all cases but those of held-out patients; the same, by the name of each manifest's folder; the held-out
+        patients.
+
+    Raises:
+        ManifestError: as `read_manifest`; a case that two manifests name.
+    """
+    held_out: set[str] = set()
+    found: dict[str, list[Case]] = {}
+    for path in paths:
+        manifest = _find(Path(path))
+        held_out |= read_held_out(manifest.parent)
+        name = manifest.resolve().parent.name
+        found[name if name not in found else f"{name}-{len(found) + 1}"] = read_manifest(manifest, classes)
+    sources: dict[str, str] = {}
+    for cases in found.values():
+        for case in cases:
+            if case.name in sources:
+                raise ManifestError(
+                    f"{case.source}: the case {case.name} is there already ({sources[case.name]})."
+                )
+            sources[case.name] = case.source
+    kept = {name: [case for case in cases if case.patient not in held_out] for name, cases in found.items()}
+    if not all(kept.values()):
+        raise ManifestError(f"{HELD_OUT} names every patient of a manifest; there is nothing to train on.")
+    return [case for cases in kept.values() for case in cases], kept, held_out
+
+
+def read_held_out(folder: Path) -> set[str]:
+    """The patients whom held-out-patients.txt in a manifest's folder names; none where there is no such file."""
+    path = folder / HELD_OUT
+    if not path.is_file():
+        return set()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path.name} is not a text file in UTF-8, with a patient a line.") from error
+    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
 
 
 def _read(path: Path, classes: Sequence[str] | None) -> list[Case]:

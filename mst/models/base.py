@@ -29,10 +29,13 @@ class ScanClassifier(
         classes: names of the C classes, in the order of the logits.
         grid: overrides of the study's input grid ({"shape": [D, H, W], "spacing_mm": [...], ...}).
         temperature: what the logits are divided by before the softmax; 1 unless the model was calibrated.
+        lesion_head: from the scan's vector to one logit: is there a lesion in the volume at all; None: the model was
+            not trained to tell.
     """
 
     method: str  # the saliency method that `mst.explain` uses when none is asked for
     title: str  # what people call the model
+    lesion_head: nn.Linear | None
 
     def __init__(
         self, task: str, classes: list[str], grid: dict[str, Any] | None, temperature: float
@@ -46,10 +49,23 @@ class ScanClassifier(
         self.classes = list(classes)
         self.grid = dict(grid or {})
         self.temperature = float(temperature)
+        self.lesion_head = None
+
+    def encode_scan(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> the scan's vector [B, width]."""
+        raise TypeError(f"{type(self).__name__} does not say how it encodes a scan")
+
+    def classify(self, vector: Tensor) -> Tensor:
+        """The scan's vector [B, width] -> logits [B, C]."""
+        raise TypeError(f"{type(self).__name__} does not say how it computes logits")
 
     def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
-        raise TypeError(f"{type(self).__name__} does not say how it computes logits")
+        return self.classify(self.encode_scan(volume, padding_mask))
+
+    def lesion_logits(self, vector: Tensor) -> Tensor | None:
+        """The scan's vector [B, width] -> logits [B] that there is a lesion; None where the model cannot tell."""
+        return None if self.lesion_head is None else self.lesion_head(vector)[:, 0]
 
     def check_grid(self, grid: Grid) -> None:
         """Refuses a grid that the model cannot take.

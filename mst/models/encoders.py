@@ -82,7 +82,11 @@ def registers(encoder: Encoder) -> int:
 
 
 def encode_tokens(
-    encoder: Encoder, pixels: Tensor, class_layers: int | None = None, masked: Tensor | None = None
+    encoder: Encoder,
+    pixels: Tensor,
+    class_layers: int | None = None,
+    masked: Tensor | None = None,
+    corners: Tensor | None = None,
 ) -> Tensor:
     """The tokens that an encoder makes of slices: the class token first, then registers, then patches.
 
@@ -94,15 +98,21 @@ def encode_tokens(
             that its attention there says what it was made of (class attention: Touvron et al., Going deeper with
             image transformers, arXiv 2103.17239).
         masked: bool [N, patches], patches that are hidden behind DINOv2's mask token; None: none.
+        corners: int64 [N, 2], where the pixels are a part of a slice: the row and column of its first patch among those
+            that the encoder has positions for; None: they are whole slices.
 
     Returns:
         float32 [N, 1 + registers + patches, width], after the last layer norm.
     """
-    return trace_tokens(encoder, pixels, class_layers, masked)[0]
+    return trace_tokens(encoder, pixels, class_layers, masked, corners)[0]
 
 
 def trace_tokens(
-    encoder: Encoder, pixels: Tensor, class_layers: int | None = None, masked: Tensor | None = None
+    encoder: Encoder,
+    pixels: Tensor,
+    class_layers: int | None = None,
+    masked: Tensor | None = None,
+    corners: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `encode_tokens`, and what the last block was given, from which `attention_of` tells what it attended to.
 
@@ -112,7 +122,10 @@ def trace_tokens(
     pixels = pixels.expand(-1, int(encoder.config.num_channels), -1, -1)
     layers: Any = encoder.encoder.layer
     alone = 0 if class_layers is None else len(layers) - class_layers
-    tokens = encoder.embeddings(pixels, bool_masked_pos=masked)
+    if corners is None:
+        tokens = encoder.embeddings(pixels, bool_masked_pos=masked)
+    else:
+        tokens = _embed_part(encoder, pixels, corners)
     if alone:
         first, others = tokens[:, :1], tokens[:, 1:]
         for layer in layers[:alone]:
@@ -122,6 +135,22 @@ def trace_tokens(
     for layer in layers[alone:]:
         given, tokens = tokens, layer(tokens)
     return encoder.layernorm(tokens), given
+
+
+def _embed_part(encoder: Encoder, pixels: Tensor, corners: Tensor) -> Tensor:
+    """Tokens of parts of slices, [N, 1 + patches, width], each with the position that it has in the whole slice."""
+    if registers(encoder):
+        raise ValueError("parts of slices are for encoders without registers")
+    embeddings: Any = encoder.embeddings
+    patches = embeddings.patch_embeddings(pixels)
+    rows, columns = (size // int(encoder.config.patch_size) for size in pixels.shape[-2:])  # type: ignore[arg-type]
+    positions = embeddings.position_embeddings[0]
+    side = math.isqrt(len(positions) - 1)
+    row = corners[:, :1, None] + torch.arange(rows, device=corners.device)[None, :, None]
+    column = corners[:, 1:, None] + torch.arange(columns, device=corners.device)[None, None]
+    patches = patches + positions[1:][(row * side + column).flatten(1)]
+    first = (embeddings.cls_token[0] + positions[:1]).expand(len(patches), 1, -1)
+    return torch.cat([first, patches], dim=1)
 
 
 def attention_of(encoder: Encoder, given: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.networks.nets.resnet import ResNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from mst.models.base import ScanClassifier
 
@@ -34,6 +34,7 @@ class ResNet3D(ScanClassifier):
         shortcut: how a block's input is brought to fewer voxels and more channels: "B" by a convolution, "A" by
             leaving out and padding with zeros (MedicalNet's 18 and 34).
         shortcut_bias: whether that convolution has a bias (False in MedicalNet's other depths).
+        lesion: whether it also tells if there is a lesion at all.
     """
 
     method = "gradcam++"
@@ -52,6 +53,7 @@ class ResNet3D(ScanClassifier):
         max_pool: bool = True,
         shortcut: str = "B",
         shortcut_bias: bool = True,
+        lesion: bool = False,
         architecture: str = "resnet3d",
     ) -> None:
         super().__init__(task, classes, grid, temperature)
@@ -69,6 +71,7 @@ class ResNet3D(ScanClassifier):
             bias_downsample=shortcut_bias,
             num_classes=len(classes),
         )
+        self.lesion_head = nn.Linear(cast(nn.Linear, self.model.fc).in_features, 1) if lesion else None
 
     def features(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The last feature map: volume [B, 1, D, H, W] -> [B, channels, d, h, w], after the last ReLU.
@@ -84,12 +87,14 @@ class ResNet3D(ScanClassifier):
             x = model.maxpool(x)
         return model.layer4(model.layer3(model.layer2(model.layer1(x))))
 
-    def head(self, features: Tensor) -> Tensor:
-        """Last feature map [B, channels, d, h, w] -> logits [B, C]."""
-        fc = self.model.fc
-        assert fc is not None
-        return fc(self.model.avgpool(features).flatten(1))
+    def pool(self, features: Tensor) -> Tensor:
+        """Last feature map [B, channels, d, h, w] -> the scan's vector [B, channels]."""
+        return self.model.avgpool(features).flatten(1)
 
-    def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
-        return self.head(self.features(volume, padding_mask))
+    def encode_scan(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """See `ScanClassifier`."""
+        return self.pool(self.features(volume, padding_mask))
+
+    def classify(self, vector: Tensor) -> Tensor:
+        """See `ScanClassifier`."""
+        return cast(nn.Linear, self.model.fc)(vector)

@@ -22,6 +22,7 @@ class ResNetSliceTransformer(SliceClassifier):
         first_kernel, first_stride, max_pool: of the first convolution (7, 2 and True in the paper).
         slice_layers, slice_heads, slice_feedforward, slice_positions: see `SliceTransformer` (1, 16, None and 0
             in the paper).
+        lesion: whether the model also tells if there is a lesion at all.
     """
 
     method = "gradcam++"
@@ -43,6 +44,7 @@ class ResNetSliceTransformer(SliceClassifier):
         slice_heads: int = 16,
         slice_feedforward: int | None = None,
         slice_positions: int = 0,
+        lesion: bool = False,
         architecture: str = "resnet-slice-transformer",
     ) -> None:
         super().__init__(task, classes, grid, temperature)
@@ -66,6 +68,7 @@ class ResNetSliceTransformer(SliceClassifier):
             heads=slice_heads,
             feedforward=slice_feedforward,
             positions=slice_positions,
+            lesion=lesion,
         )
 
     def feature_maps(self, slices: Tensor) -> Tensor:

@@ -31,14 +31,14 @@ class SliceAttention:
     """The two attention maps that the MST's saliency is made of.
 
     Attributes:
-        logits: [B, C].
+        vector: [B, width], what is classified.
         patches: [B, D, heads, h, w]; the encoder's last block, from each slice's class token to its patches,
             after the softmax. Zero for slices that are padding.
         slices: [B, heads, D]; the slice transformer's last layer, from its class token to the slices, after
             the softmax. Zero for slices that are padding. None where the fusion weighs no slices ("linear").
     """
 
-    logits: Tensor
+    vector: Tensor
     patches: Tensor
     slices: Tensor | None
 
@@ -66,6 +66,7 @@ class SliceTransformer(SliceClassifier):
         stem: arguments of `ConvStem`, such as {"width": 16}: 3D convolutions before the encoder, whose `image_size`
             and `patch_size` then count their features instead of pixels. They show each slice together with what
             lies a few millimetres above and below it. None (paper): the encoder is given the slice alone.
+        lesion: whether the model also tells if there is a lesion at all.
         bottleneck: width that a linear layer brings the encoder's vector to first; None (paper): no such layer.
     """
 
@@ -90,6 +91,7 @@ class SliceTransformer(SliceClassifier):
         bottleneck: int | None = None,
         class_layers: int | None = None,
         stem: dict[str, Any] | None = None,
+        lesion: bool = False,
         architecture: str = "slice-transformer",
     ) -> None:
         super().__init__(task, classes, grid, temperature)
@@ -113,6 +115,7 @@ class SliceTransformer(SliceClassifier):
             positions=slice_positions,
             bottleneck=bottleneck,
             slices=fusion_slices,
+            lesion=lesion,
         )
 
     @property
@@ -154,7 +157,7 @@ class SliceTransformer(SliceClassifier):
         slices = kept_slices(self.with_context(volume), hidden)
         tokens, given = trace_tokens(self.encoder, slices, self.class_layers)
         features = self.as_features(tokens[:, 0], volume, padding_mask)
-        logits, weights = self.weigh_slices(features, padding_mask)
+        vector, weights = self.weigh_slices(features, padding_mask)
         patches = attention_of(self.encoder, given)
         patches = patches.unflatten(-1, (volume.shape[-2] // self.patch, volume.shape[-1] // self.patch))
-        return SliceAttention(logits, on_all_slices(patches, volume, hidden), weights)
+        return SliceAttention(vector, on_all_slices(patches, volume, hidden), weights)

@@ -44,6 +44,7 @@ class SliceClassifier(ScanClassifier):
         positions: int = 0,
         bottleneck: int | None = None,
         slices: int = 32,
+        lesion: bool = False,
     ) -> None:
         """Makes what follows the encoder.
 
@@ -54,6 +55,7 @@ class SliceClassifier(ScanClassifier):
             positions: learnt slice positions; 0 (paper): the order of the slices does not matter.
             bottleneck: the vectors are brought to this width first; None (paper): they are not.
             slices: how many slices "linear" takes.
+            lesion: whether the model also tells if there is a lesion at all.
 
         Raises:
             ValueError: no such fusion, or slice positions without the transformer.
@@ -67,7 +69,7 @@ class SliceClassifier(ScanClassifier):
         width = bottleneck or width
         if fusion != "transformer":
             self.slice_positions = None
-            self.linear = nn.Linear(width * (slices if fusion == "linear" else 1), len(self.classes))
+            self._build_heads(width * (slices if fusion == "linear" else 1), lesion)
             return
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.slice_positions = nn.Parameter(torch.zeros(1, positions, width)) if positions else None
@@ -77,7 +79,11 @@ class SliceClassifier(ScanClassifier):
         self.slice_fusion = nn.TransformerEncoder(
             layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )
+        self._build_heads(width, lesion)
+
+    def _build_heads(self, width: int, lesion: bool) -> None:
         self.linear = nn.Linear(width, len(self.classes))
+        self.lesion_head = nn.Linear(width, 1) if lesion else None
 
     @property
     def ordered(self) -> bool:
@@ -152,19 +158,19 @@ class SliceClassifier(ScanClassifier):
         """See `ScanClassifier`."""
         self._check_depth(grid.shape[0])
 
-    def classify_slices(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Slice features [B, D, width] and padding_mask bool [B, D] -> logits [B, C]; see `fuse_slices`."""
-        return self.linear(self.fuse_slices(features, padding_mask))
+    def encode_scan(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """See `ScanClassifier`."""
+        return self.fuse_slices(self.encode_slices(volume, padding_mask), padding_mask)
 
-    def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
-        return self.classify_slices(self.encode_slices(volume, padding_mask), padding_mask)
+    def classify(self, vector: Tensor) -> Tensor:
+        """See `ScanClassifier`."""
+        return self.linear(vector)
 
     @torch.no_grad()
     def weigh_slices(
         self, features: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The logits, and how much each slice weighs in them.
+        """The scan's vector, and how much each slice weighs in it.
 
         Of the attention matrix of the transformer's last layer, only the class token's row is formed here, from what
         that layer was given.
@@ -174,14 +180,14 @@ class SliceClassifier(ScanClassifier):
             padding_mask: bool [B, D].
 
         Returns:
-            logits [B, C]; attention [B, heads, D] of the last layer from the class token to the slices, after the
-            softmax over the slices and the class token itself, zero for padding. For "average" each slice has
-            the same weight; for "linear" there is none: None.
+            the vector [B, width]; attention [B, heads, D] of the last layer from the class token to the slices,
+            after the softmax over the slices and the class token itself, zero for padding. For "average" each slice
+            has the same weight; for "linear" there is none: None.
         """
         if self.fusion != "transformer":
             depth = features.shape[1]
             even = features.new_full((features.shape[0], 1, depth), 1 / depth)
-            return self.classify_slices(features), even if self.fusion == "average" else None
+            return self.fuse_slices(features), even if self.fusion == "average" else None
         vector, given = self._trace_fusion(features, padding_mask)
         layer: Any = self.slice_fusion.layers[-1]
         assert given is not None
@@ -189,7 +195,7 @@ class SliceClassifier(ScanClassifier):
             layer.norm1(given), layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
         ).chunk(3, dim=-1)
         row = class_row(query[:, :1], key, layer.self_attn.num_heads, _with_class(padding_mask))
-        return self.linear(vector), row[..., 1:]
+        return vector, row[..., 1:]
 
 
 def kept_slices(volume: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -27,6 +27,7 @@ class Explanation:
         slice_weights: float32 [B, D], how much the MST's slice transformer attends to each slice (sums to 1);
             None for models whose slices have no weights.
         method: the method that made the map.
+        lesion_logits: float32 [B], that there is a lesion in the volume at all; None for models that cannot tell.
     """
 
     logits: Tensor
@@ -34,9 +35,11 @@ class Explanation:
     native_saliency: Tensor
     slice_weights: Tensor | None
     method: str
+    lesion_logits: Tensor | None = None
 
 
-# A method takes (model, volume, target, padding_mask) and gives (logits, native map, slice weights or None).
+# A method takes (model, volume, target, padding_mask) and gives (what the model classifies, native map, slice weights
+# or None).
 Method = Callable[[ScanClassifier, Tensor, int | None, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
 METHODS: dict[str, Method] = {
     "attention": slice_attention,
@@ -86,8 +89,10 @@ def explain(
     if model.training:
         # Not switched here: others may be asking the same model, and their answers would change with it.
         raise ValueError("the model is in training mode; call its eval() first")
-    logits, native, weights = METHODS[name](model, volume, target, padding_mask)
-    if not all(bool(part.isfinite().all()) for part in (logits, native, weights) if part is not None):
+    vector, native, weights = METHODS[name](model, volume, target, padding_mask)
+    with torch.no_grad():
+        logits, lesion = model.classify(vector), model.lesion_logits(vector)
+    if not all(bool(part.isfinite().all()) for part in (logits, lesion, native, weights) if part is not None):
         raise CheckpointError(
             "the answer or its map holds values that are no numbers (NaN or infinite), so there is no result; "
             "use another checkpoint."
@@ -95,4 +100,4 @@ def explain(
     with torch.no_grad():
         size = tuple(volume.shape[2:])
         saliency = interpolate(native[:, None].float(), size=size, mode="trilinear", align_corners=False)
-    return Explanation(logits, saliency, native, weights, name)
+    return Explanation(logits, saliency, native, weights, name, lesion)

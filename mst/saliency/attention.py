@@ -20,8 +20,8 @@ def slice_attention(
     over the slices. Their product is averaged over the heads.
 
     Returns:
-        logits [B, C], map [B, D, h, w], slice weights [B, D]. Where the slice fusion is linear there are no slice
-        weights: None, and the map is the in-slice attention alone.
+        the scan's vector [B, width], map [B, D, h, w], slice weights [B, D]. Where the slice fusion is linear there
+        are no slice weights: None, and the map is the in-slice attention alone.
 
     Raises:
         ValueError: the model has no DINOv2 encoder.
@@ -38,9 +38,9 @@ def slice_attention(
     patches = patches / patches.sum(dim=-1, keepdim=True).clamp_min(tiny)
     native = patches.unflatten(-1, attention.patches.shape[-2:]).mean(dim=2)
     if attention.slices is None:
-        return attention.logits, native, None
+        return attention.vector, native, None
     weights = mean_slice_weights(attention.slices)
-    return attention.logits, native * weights[..., None, None], weights
+    return attention.vector, native * weights[..., None, None], weights
 
 
 def mean_slice_weights(attention: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def gradcam(
     """Grad-CAM: feature maps weighted by their mean gradient (Selvaraju et al., arXiv 1610.02391, eq. 1-2).
 
     Returns:
-        logits [B, C], map [B, d, h, w] scaled to 0..1 for each volume and then, for a slice transformer,
+        the scan's vector [B, width], map [B, d, h, w] scaled to 0..1 for each volume and then, for a slice transformer,
         weighed by the slices; slice weights [B, D], None for the 3D ResNet.
 
     Raises:
@@ -44,7 +44,7 @@ def gradcam_plus_plus(
     """Grad-CAM++: weights each position's positive gradient (Chattopadhay et al., arXiv 1710.11063, eq. 10, 19).
 
     Returns:
-        logits [B, C], map [B, d, h, w] scaled to 0..1 for each volume and then, for a slice transformer,
+        the scan's vector [B, width], map [B, d, h, w] scaled to 0..1 for each volume and then, for a slice transformer,
         weighed by the slices; slice weights [B, D], None for the 3D ResNet.
 
     Raises:
@@ -71,8 +71,8 @@ def _cam(
     model: ScanClassifier, volume: Tensor, target: int | None, padding_mask: Tensor | None, weigh: Weighing
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     if isinstance(model, ResNet3D):
-        logits, features, gradient = _class_gradient(model, volume, target, padding_mask)
-        return logits, _scaled((weigh(features, gradient) * features).sum(dim=1).relu()), None
+        vector, features, gradient = _class_gradient(model, volume, target, padding_mask)
+        return vector, _scaled((weigh(features, gradient) * features).sum(dim=1).relu()), None
     if isinstance(model, ResNetSliceTransformer):
         return _slice_cam(model, volume, padding_mask, weigh)
     raise ValueError("Grad-CAM needs a ResNet; use attention for a slice transformer with a DINOv2 encoder")
@@ -81,20 +81,21 @@ def _cam(
 def _class_gradient(
     model: ResNet3D, volume: Tensor, target: int | None, padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, last feature map and the target logit's gradient on it, each without a graph."""
+    """The scan's vector, last feature map and the target logit's gradient on it, each without a graph."""
     # Tensors made in inference mode, which a caller may be in, can never get a gradient.
     with torch.inference_mode(False), torch.no_grad():
         features = model.features(volume, padding_mask)
     with torch.inference_mode(False), torch.enable_grad():
         features = features.detach().requires_grad_()
-        logits = model.head(features)
+        vector = model.pool(features)
+        logits = model.classify(vector)
         chosen = (
             logits.argmax(dim=1)
             if target is None
             else torch.full_like(logits[:, 0], target, dtype=torch.long)
         )
         (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), features)
-    return logits.detach(), features.detach(), gradient
+    return vector.detach(), features.detach(), gradient
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def _slice_cam(
     """A map of each slice's strongest feature, times the slice's weight."""
     features = model.feature_maps(kept_slices(volume, padding_mask))
     pooled = features.mean(dim=(2, 3))
-    logits, attention = model.weigh_slices(on_all_slices(pooled, volume, padding_mask), padding_mask)
+    vector, attention = model.weigh_slices(on_all_slices(pooled, volume, padding_mask), padding_mask)
     assert attention is not None
     # The gradient of a mean over h * w positions, of the strongest channel alone.
     chosen = torch.zeros_like(pooled).scatter(1, pooled.argmax(dim=1, keepdim=True), 1.0)
@@ -113,7 +114,7 @@ def _slice_cam(
     weights = mean_slice_weights(attention)
     hidden = None if padding_mask is None else padding_mask[..., None, None]
     native = _scaled(on_all_slices(cam, volume, padding_mask), hidden)
-    return logits, native * weights[..., None, None], weights
+    return vector, native * weights[..., None, None], weights
 
 
 def _scaled(saliency: Tensor, hidden: Tensor | None = None) -> Tensor:

@@ -26,13 +26,16 @@ def lean(affine: np.ndarray) -> float:
 
 
 def check_shape(name: str, shape: Sequence[int]) -> None:
-    shape = tuple(int(n) for n in shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) < 3 or sum(n > 1 for n in shape[:3]) < 3:
-        planes = "a single slice" if len(shape) >= 3 else "a 2D image"
-        raise ScanError(f"{name} is {planes}; a 3D scan with several slices is needed.")
+    """Refuses what a header says is no volume, or one too large, before its voxels are read."""
+    if len(shape) < 3:
+        raise ScanError(f"{name} is a 2D image; a 3D scan with several slices is needed.")
     check_count(name, shape)
+
+
+def check_slices(name: str, shape: Sequence[int]) -> None:
+    """Refuses a volume that cannot be sliced in three planes."""
+    if sum(n > 1 for n in shape[:3]) < 3:
+        raise ScanError(f"{name} is a single slice; a 3D scan with several slices is needed.")
     if min(shape[:3]) < MIN_VOXELS:
         raise ScanError(
             f"{name} has {' x '.join(map(str, shape[:3]))} voxels; at least {MIN_VOXELS} along each axis are needed."
@@ -47,13 +50,18 @@ def check_count(name: str, shape: Sequence[int]) -> None:
         )
 
 
-def checked(scan: Scan, name: str) -> Scan:
+def checked(scan: Scan, name: str, thin: bool = False) -> Scan:
     """Refuses what is not one usable volume.
+
+    Args:
+        thin: whether a volume of one to three slices is usable too.
 
     Raises:
         ScanError: too few slices, impossible spacing, NaN or infinite voxels, or all voxels alike.
     """
     check_shape(name, scan.shape)
+    if not thin:
+        check_slices(name, scan.shape)
     spacing = scan.spacing
     if not np.isfinite(scan.affine).all() or not all(MIN_SPACING_MM <= s <= MAX_SPACING_MM for s in spacing):
         sizes = " x ".join(f"{s:g}" for s in spacing)

@@ -65,7 +65,7 @@ class Upload:
     name: str  # what to call all of it
 
 
-def decode_scan(given: Sequence[Path], staging: Path) -> Scan:
+def decode_scan(given: Sequence[Path], staging: Path, thin: bool = False) -> Scan:
     """The scan in files, folders and zips.
 
     A mask beside a scan is known by its name and by its values, and never taken for the scan.
@@ -73,11 +73,12 @@ def decode_scan(given: Sequence[Path], staging: Path) -> Scan:
     Args:
         given: what was uploaded.
         staging: an empty folder, for what has to be unpacked.
+        thin: whether a volume of one to three slices is usable too.
 
     Raises:
         ScanError: there is no usable 3D scalar volume; the message is one sentence for the user.
     """
-    return _guarded(given, lambda: _described(checked(_best(_upload(given, staging)), names(given))))
+    return _guarded(given, lambda: _described(checked(_best(_upload(given, staging)), names(given), thin)))
 
 
 def decode_mask(given: Sequence[Path], staging: Path, segment: str | None = None) -> Scan:

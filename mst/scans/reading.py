@@ -16,12 +16,13 @@ from mst.scans.resampling import onto
 from mst.scans.scan import Scan
 
 
-def read_scan(path: str | Path | Sequence[str | Path]) -> Scan:
+def read_scan(path: str | Path | Sequence[str | Path], *, thin: bool = False) -> Scan:
     """Reads one 3D scan, in a process of its own: a crafted file can crash a decoder, but not the program.
 
     Args:
         path: a NIfTI, NRRD, MetaImage or DICOM file, a folder, a .zip of any of these, or a list of files
             that belong together (the slices of a DICOM series, a header and its data).
+        thin: take a volume of one to three slices too: enough to train on, too little to look at.
 
     Returns:
         The scan, float32, with rescale slope and intercept applied. What had to be decided (which of several
@@ -31,7 +32,7 @@ def read_scan(path: str | Path | Sequence[str | Path]) -> Scan:
         ScanError: there is no usable 3D scalar volume; the message is one sentence for the user.
     """
     given = _given(path)
-    return _decode("scan", given, names(given))
+    return _decode("scan", given, names(given), thin=thin)
 
 
 def read_mask(

@@ -64,7 +64,8 @@ def _decode(channel: socket.socket, memory: int) -> None:
         restrict_files([Path(p) for p in request["readable"]], [Path(request["staging"])])
         try:
             given = [Path(p) for p in request["paths"]]
-            scan = DECODERS[request["kind"]](given, Path(request["staging"]), **request["options"])
+            decode: Any = DECODERS[request["kind"]]
+            scan = decode(given, Path(request["staging"]), **request["options"])
             answer = pack(scan)
             _hand_over(scan.voxels, memory)
         except ScanError as error:

@@ -6,7 +6,7 @@ a sample is interpolated once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,12 @@ from torch.nn.functional import grid_sample
 from mst.preprocess import AXES, Region, normalise_z_score
 from mst.tasks import Plane, Task
 from mst.training.cases import LoadedCase
+
+LEAST_DEPTH_MM = 24.0  # along the slices, for slices in other planes
+ENDS_MM = (2.0, 25.0)  # beyond the lesion, where a scan that ends near it does so
+ROOM_MM = 20.0  # beside the lesion, for a view without it
+BESIDE_MM = 2.0  # between the lesion and tissue from beside it
+SIGNS = np.array([-1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class Augmentation:
             artefact that a whole scan does not have, so the model must not come to rely on it.
         crop_mm: where tissue does not go on, the scan ends at a cube of this edge round the case's centre, as if only
             that had been stored; None: where it really ends. A model that never saw a border looks at it first.
+        ends: how often the scan ends near the lesion on each of its six sides: 2 to 25 mm beyond it. What is stored of
+            a scan, and how much tissue there is round a click, says nothing of the lesion.
+        trim: how often the scan ends along the slices within the lesion, of which at least a third is left.
+        elsewhere: how often slices beyond the scan's ends show tissue from beside the lesion instead of nothing, where
+            the scan reaches far enough. A stack that was cut with the lesion ends where that ends; scans do not.
         noise, shift, scale: Gaussian noise's standard deviation, largest shift and largest relative change of
             the normalised intensities (-1..1).
         smooth: how often a sample is blurred, like a softer reconstruction kernel.
@@ -62,6 +73,9 @@ class Augmentation:
     smooth: float = 0.2
     invert: float = 0.0
     near: float = 0.0
+    ends: float = 0.0
+    trim: float = 0.0
+    elsewhere: float = 0.0
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | None) -> Augmentation:
@@ -113,6 +127,11 @@ class View:
         shift_mm: [3], of the centre along (slices, rows, columns).
         flips: [3], 1 or -1.
         mirrored: whether tissue goes on beyond the scan's border.
+        ends_mm: [3, 2], where the scan ends along its (slices, rows, columns), from the case's centre; infinite: where
+            it really ends.
+        beside: where tissue for slices beyond the scan's ends is taken from: (1 or 2 for rows or columns, 1 or -1 for
+            beyond the lesion's upper or lower face); None: there is none.
+        free: whether the lesion is beyond the scan's end, so that the sample holds none.
     """
 
     zoom: float
@@ -120,6 +139,9 @@ class View:
     shift_mm: np.ndarray
     flips: np.ndarray
     mirrored: bool
+    ends_mm: np.ndarray | None = None
+    beside: tuple[int, int] | None = None
+    free: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,16 +161,26 @@ class Sample:
     view: View
 
 
-def pick_plane(augmentation: Augmentation, task: Task, rng: np.random.Generator) -> Plane:
-    """The study's own plane, or now and then one of the two others."""
+def pick_plane(augmentation: Augmentation, case: LoadedCase, rng: np.random.Generator) -> Plane:
+    """The study's own plane, or now and then one of the two others, if the scan is no thin stack."""
+    own = case.task.plane
     if rng.random() >= augmentation.other_planes:
-        return task.plane
-    others: list[Plane] = [plane for plane in AXES if plane != task.plane]
+        return own
+    lower, upper = case.reach(own)[1][0]
+    if upper - lower < LEAST_DEPTH_MM:
+        return own
+    others: list[Plane] = [plane for plane in AXES if plane != own]
     return others[int(rng.integers(len(others)))]
 
 
-def pick_view(augmentation: Augmentation, rng: np.random.Generator) -> View:
-    """A random view, as far as the augmentation varies it."""
+def pick_view(
+    augmentation: Augmentation, case: LoadedCase, plane: Plane, rng: np.random.Generator, free: float = 0.0
+) -> View:
+    """A random view, as far as the augmentation varies it.
+
+    Args:
+        free: how often the view holds no lesion, where the scan has room beside it.
+    """
     zoom = float(rng.uniform(*augmentation.zoom))
     angle = float(np.deg2rad(rng.uniform(-augmentation.rotate_deg, augmentation.rotate_deg)))
     reach = np.asarray(augmentation.shift_mm)
@@ -157,7 +189,56 @@ def pick_view(augmentation: Augmentation, rng: np.random.Generator) -> View:
     if augmentation.near and rng.random() < augmentation.near:
         shift_mm = shift_mm / 5
     flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
-    return View(zoom, angle, shift_mm, flips, bool(rng.random() < augmentation.continue_edges))
+    mirrored = bool(rng.random() < augmentation.continue_edges)
+    view = View(zoom, angle, shift_mm, flips, mirrored)
+    # Nothing more is drawn where nothing of it is asked for: the samples of older runs stay what they were.
+    varied = free or augmentation.ends or augmentation.trim or augmentation.elsewhere
+    if not varied or case.mask is None:  # without a mask nobody knows what holds no lesion
+        return view
+    lesion, scan = case.reach(plane)
+    room = np.stack([lesion[:, 0] - scan[:, 0], scan[:, 1] - lesion[:, 1]], axis=1)
+    ends = np.stack([np.full(3, -np.inf), np.full(3, np.inf)], axis=1)
+    near = rng.random((3, 2)) < augmentation.ends
+    margins = rng.uniform(*ENDS_MM, size=(3, 2)) * SIGNS
+    ends = np.where(near, lesion + margins, ends)
+    beside = None
+    sides = [(axis, side) for axis in (1, 2) for side in (0, 1) if room[axis, side] >= ROOM_MM]
+    if sides and rng.random() < augmentation.elsewhere:
+        axis, side = sides[int(rng.integers(len(sides)))]
+        beside = axis, (-1, 1)[side]
+    sides = [(axis, side) for axis in range(3) for side in (0, 1) if room[axis, side] >= ROOM_MM]
+    if sides and rng.random() < free:
+        axis, side = sides[int(rng.integers(len(sides)))]
+        sign = (-1, 1)[side]
+        face = lesion[axis, side] + sign * rng.uniform(1, 4)
+        # The scan ends where the lesion would begin; the region's middle lies beyond, anywhere else in the scan.
+        inner = np.clip(np.stack([scan[:, 0] + 8, scan[:, 1] - 8], axis=1), *_ordered(scan))
+        middle = rng.uniform(np.minimum(inner[:, 0], inner[:, 1]), np.maximum(inner[:, 0], inner[:, 1]))
+        middle[axis] = face + sign * rng.uniform(6, max(6.0, min(room[axis, side] - 8, 26)))
+        ends = np.stack([np.full(3, -np.inf), np.full(3, np.inf)], axis=1)
+        near = rng.random((3, 2)) < augmentation.ends
+        margins = rng.uniform(8, 28, size=(3, 2)) * SIGNS
+        ends = np.where(near, middle[:, None] + margins, ends)
+        ends[axis, 1 - side] = face
+        return replace(
+            view,
+            mirrored=False,
+            shift_mm=middle,
+            ends_mm=ends,
+            beside=(axis, sign) if axis and beside is not None else None,
+            free=True,
+        )
+    if rng.random() < augmentation.trim:
+        side = int(rng.integers(2))
+        left = rng.uniform(1 / 3, 1)
+        low, high = lesion[0]
+        ends[0, side] = low + left * (high - low) if side else high - left * (high - low)
+        return replace(view, mirrored=False, ends_mm=ends, beside=beside)
+    return replace(view, ends_mm=None if mirrored else ends, beside=None if mirrored else beside)
+
+
+def _ordered(scan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return scan[:, :1], scan[:, 1:]
 
 
 def draw(
@@ -169,26 +250,32 @@ def draw(
     rng: np.random.Generator,
     slices: np.ndarray | None = None,
     with_mask: bool = False,
+    view: View | None = None,
+    window: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Sample:
     """Cuts one augmented sample.
 
     Args:
         slices: indices along D to keep, which may lie between the grid's slices; None keeps all.
         with_mask: whether the mask is sampled too.
+        view: None: a random one.
+        window: indices along H and W to keep; None keeps all.
     """
-    view = pick_view(augmentation, rng)
-    values, inside, padding, index = cut(case, grid, plane, augmentation, view, slices)
+    view = view or pick_view(augmentation, case, plane, rng)
+    values, inside, padding, index = cut(case, grid, plane, augmentation, view, slices, window)
     task = case.task
     outside = outside_value(task)
     intensity.set_random_state(seed=int(rng.integers(2**31)))
-    values = torch.as_tensor(intensity(values[None]))[0]
+    values = torch.as_tensor(intensity(values[None])).as_subclass(Tensor)[0]
     if task.normalisation == "clamp":
         values = values.clamp(-1, 1)
     # Nothing is drawn where nothing is inverted: the samples of older runs stay what they were.
     if augmentation.invert and rng.random() < augmentation.invert:
         values, outside = -values, -outside
     values = torch.where(inside, values, outside)
-    mask = lookup(case.mask_volume(plane), index, mirrored=False, fill=True)[0] if with_mask else None
+    mask = None
+    if with_mask:
+        mask = lookup(case.mask_volume(plane), index, mirrored=False, fill=True)[0] * inside
     return Sample(values.contiguous(), padding, mask, view)
 
 
@@ -199,6 +286,7 @@ def cut(
     augmentation: Augmentation,
     view: View,
     slices: np.ndarray | None = None,
+    window: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What a view shows, its tones as they are.
 
@@ -208,10 +296,24 @@ def cut(
     """
     region = case.region(plane, grid)
     spacing = [case.scan.spacing[axis] for axis, _ in AXES[plane]]
-    index = sample_positions(region, spacing, view.zoom, view.angle, view.shift_mm, view.flips, slices)
+    index = sample_positions(
+        region, spacing, view.zoom, view.angle, view.shift_mm, view.flips, slices, window
+    )
     volume = case.volume(region)
-    values, inside = lookup(volume, index, view.mirrored)
     padding = ~inside_slices(index, volume.shape[0], view.mirrored)
+    if view.ends_mm is not None:
+        ended = _between(index, region, spacing, view.ends_mm)
+        padding = padding | ~ended[:, 0, 0, 0]
+    filled = torch.zeros_like(padding)
+    if view.beside is not None and padding.any():
+        index, filled = _from_beside(
+            index, padding, case.mask_volume(plane), view.beside, view.ends_mm, region, spacing
+        )
+    values, inside = lookup(volume, index, view.mirrored)
+    if view.ends_mm is not None:
+        inside = inside & (ended.all(dim=-1) | filled[:, None, None])
+    padding = padding & ~filled
+    inside = inside & ~padding[:, None, None]
     if augmentation.crop_mm and not view.mirrored:
         kept = _within(index, region, spacing, augmentation.crop_mm / 2)
         inside, padding = inside & kept.all(dim=-1), padding | ~kept[:, 0, 0, 0]
@@ -238,6 +340,7 @@ def sample_positions(
     shift_mm: np.ndarray,
     flips: np.ndarray,
     slices: np.ndarray | None = None,
+    window: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Tensor:
     """Continuous voxel indices [D, H, W, 3] (along the region's three axes) of a transformed region.
 
@@ -247,12 +350,15 @@ def sample_positions(
         zoom, angle, shift_mm, flips: magnification, turn in radians in the (H, W) plane, shift along
             (D, H, W), and 1 or -1 along (D, H, W).
         slices: indices along D to keep; None keeps all.
+        window: indices along H and W to keep; None keeps all.
     """
+    kept: list[np.ndarray | None] = [slices, *(window or (None, None))]
     offsets, middles, signs = [], [], []
     for dimension, position in enumerate(region.positions):
         step = float(position[1] - position[0]) if len(position) > 1 else 1.0
         count = len(position)
-        steps = (np.arange(count) if dimension or slices is None else slices) - (count - 1) / 2
+        given = kept[dimension]
+        steps = (np.arange(count) if given is None else given) - (count - 1) / 2
         offsets.append(
             torch.from_numpy(steps * abs(step) * spacing[dimension] / zoom * flips[dimension]).float()
         )
@@ -285,6 +391,80 @@ def lookup(volume: Tensor, index: Tensor, mirrored: bool, fill: bool = False) ->
     )
     inside = ((index >= -0.5) & (index <= size - 0.5)).all(dim=-1)
     return values[0, 0], torch.ones_like(inside) if mirrored else inside
+
+
+def lesion_pixel(region: Region, spacing: list[float], view: View) -> tuple[float, float]:
+    """Row and column of a region's grid at which a view shows the case's centre: the way back of `sample_positions`."""
+    signs = [1.0 if position[-1] > position[0] else -1.0 for position in region.positions]
+    down, right = (-signs[d] * float(view.shift_mm[d]) for d in (1, 2))
+    cos, sin = float(np.cos(view.angle)), float(np.sin(view.angle))
+    turned = cos * down + sin * right, -sin * down + cos * right
+    found = []
+    for dimension, moved in zip((1, 2), turned, strict=True):
+        position = region.positions[dimension]
+        step = abs(float(position[1] - position[0])) * spacing[dimension]
+        found.append(moved * view.zoom * float(view.flips[dimension]) / step + (len(position) - 1) / 2)
+    return found[0], found[1]
+
+
+def slice_range(region: Region, spacing: float, view: View, faces_mm: np.ndarray) -> tuple[float, float]:
+    """Between which indices along D a view shows what lies between two faces, in millimetres from the case's centre."""
+    position = region.positions[0]
+    step = abs(float(position[1] - position[0])) * spacing
+    sign = 1.0 if position[-1] > position[0] else -1.0
+    at = (faces_mm - view.shift_mm[0]) * sign * view.zoom * view.flips[0] / step + (len(position) - 1) / 2
+    return float(at.min()), float(at.max())
+
+
+def _from_beside(
+    index: Tensor,
+    padding: Tensor,
+    mask: Tensor,
+    beside: tuple[int, int],
+    ends_mm: np.ndarray | None,
+    region: Region,
+    spacing: list[float],
+) -> tuple[Tensor, Tensor]:
+    """Takes the slices that are padding from beside the lesion, as far as the lesion is not seen there.
+
+    Along the slices the scan goes on as its mirror image; within the slice all moves just past the lesion's face.
+
+    Returns:
+        indices [D, H, W, 3]; bool [D], which slices were taken from there.
+    """
+    axis, sign = beside
+    marked = mask.amax(dim=[d for d in range(3) if d != axis]).nonzero()[:, 0]
+    face = float(marked.max()) + 0.5 if sign > 0 else float(marked.min()) - 0.5
+    moved = index[padding].clone()
+    at = moved[..., axis]
+    gap = BESIDE_MM / spacing[axis]
+    start = face + sign * gap
+    moved[..., axis] = at + (start - (float(at.min()) if sign > 0 else float(at.max())))
+    for dimension in (0, axis):
+        last = mask.shape[dimension] - 1
+        moved[..., dimension] = _mirror(moved[..., dimension], last)
+    shows = (lookup(mask, moved, mirrored=False, fill=True)[0] > 0.01).flatten(1).any(dim=1)
+    filled = torch.zeros_like(padding)
+    filled[padding] = ~shows
+    index = index.clone()
+    index[filled] = moved[~shows]
+    return index, filled
+
+
+def _mirror(at: Tensor, last: int) -> Tensor:
+    """Continuous indices brought within 0..last, to and fro."""
+    if last == 0:
+        return torch.zeros_like(at)
+    at = at.remainder(2 * last)
+    return torch.where(at > last, 2 * last - at, at)
+
+
+def _between(index: Tensor, region: Region, spacing: list[float], ends_mm: np.ndarray) -> Tensor:
+    """bool [D, H, W, 3]: which indices lie between ends in millimetres from the region's middle, along each axis."""
+    middle = torch.tensor([float(p[0] + p[-1]) / 2 for p in region.positions])
+    at = (index - middle) * torch.tensor(spacing, dtype=torch.float32)
+    low, high = torch.from_numpy(ends_mm.T.astype(np.float32))
+    return (at >= low) & (at <= high)
 
 
 def _within(index: Tensor, region: Region, spacing: list[float], reach_mm: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,12 +38,14 @@ class LoadedCase:
     def __init__(self, case: Case, task: Task) -> None:
         self.case = case
         self.task = task
-        scan: Scan = _read(read_scan, case.image, case)
+        # A stack that ends with the lesion may have one slice: an MST masks the others.
+        scan: Scan = _read(partial(read_scan, thin=True), case.image, case)
         self.scan = scan.canonical()
         self.mask: np.ndarray | None = None
         self.center = self.scan.center
         self._volumes: dict[tuple[Plane, tuple[float, ...]], Tensor] = {}
         self._masks: dict[Plane, Tensor] = {}
+        self._reach: dict[Plane, tuple[np.ndarray, np.ndarray]] = {}
         if case.mask is not None:
             marked = _read(lambda file: read_mask(file, scan, same_shape=True), case.mask, case)
             self.mask = Scan(marked.astype(np.uint8), scan.affine).canonical().voxels > 0
@@ -79,6 +81,25 @@ class LoadedCase:
     def region(self, plane: Plane, grid: dict) -> Region:
         """Where the grid lies when it is centred on the case and its slices run along a plane."""
         return locate(self.scan, plane, self.task.grid.override(grid), self.center)
+
+    def reach(self, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
+        """How far lesion and scan reach from the case's centre, in millimetres along a plane's axes in voxel order.
+
+        Returns:
+            Both [3, 2], the lower and the upper faces; without a mask the lesion is a point at the centre.
+        """
+        if plane not in self._reach:
+            order = [axis for axis, _ in AXES[plane]]
+            middle = self.scan.world_to_voxel(self.center)
+            spacing = np.asarray(self.scan.spacing)
+            scan = np.stack([np.full(3, -0.5), np.array(self.scan.shape) - 0.5], axis=1)
+            lesion = np.stack([middle, middle], axis=1)
+            if self.mask is not None:
+                marked = np.argwhere(self.mask)
+                lesion = np.stack([marked.min(axis=0) - 0.5, marked.max(axis=0) + 0.5], axis=1)
+            lesion, scan = ((faces - middle[:, None]) * spacing[:, None] for faces in (lesion, scan))
+            self._reach[plane] = lesion[order], scan[order]
+        return self._reach[plane]
 
     def volume(self, region: Region) -> Tensor:
         """The whole scan along the region's axes, float32 [N0, N1, N2], smoothed as `mst.preprocess.sample` does.

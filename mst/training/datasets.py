@@ -15,11 +15,23 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import Dataset
 
-from mst.training.augment import Augmentation, Sample, draw, pick_plane
+from mst.preprocess import AXES
+from mst.tasks import Plane
+from mst.training.augment import (
+    Augmentation,
+    Sample,
+    View,
+    draw,
+    lesion_pixel,
+    pick_plane,
+    pick_view,
+    slice_range,
+)
 from mst.training.cases import LoadedCase
 from mst.training.teacher import Teacher
 
 MAX_DIAMETER_MM = 40.0  # lesions of this size and larger count as 1
+NOWHERE = -1e4  # a slice's index along D where there is no scan
 
 
 def label_weights(cases: list[LoadedCase]) -> np.ndarray:
@@ -27,6 +39,12 @@ def label_weights(cases: list[LoadedCase]) -> np.ndarray:
     labels = [case.case.label for case in cases]
     classes = cases[0].task.classes
     return np.array([(1.0 if label in classes else 0.5) / labels.count(label) for label in labels])
+
+
+def reader_weights(cases: list[LoadedCase]) -> np.ndarray:
+    """How far each case's rating is trusted: n / (n + 1) where n readers gave it; 1 where nobody says how many."""
+    readers = [case.case.ratings.get("readers") for case in cases]
+    return np.array([1.0 if n is None else n / (n + 1) for n in readers])
 
 
 class _Draws(Dataset):
@@ -82,15 +100,14 @@ class DenseTargets:
             known, the last one the diameter.
         """
         assert sample.mask is not None
+        unknown = float("nan")
         targets = [
-            (case.case.ratings.get(name, float("nan")) - low) / (high - low)
+            unknown if sample.view.free else (case.case.ratings.get(name, unknown) - low) / (high - low)
             for name, (low, high) in self.ratings.items()
         ]
-        diameter = (
-            float("nan")
-            if case.diameter_mm is None
-            else case.diameter_mm * sample.view.zoom / MAX_DIAMETER_MM
-        )
+        diameter = unknown
+        if case.diameter_mm is not None and not sample.view.free:
+            diameter = case.diameter_mm * sample.view.zoom / MAX_DIAMETER_MM
         mask = sample.mask if kept is None else sample.mask[kept]
         return {
             "patches": avg_pool2d(mask[:, None], self.patch)[:, 0],
@@ -116,6 +133,12 @@ class VolumeDraws(_Draws):
         dense: gives the targets of the dense objective as well; None: it is not trained for.
         teacher: answers each sample too; None: there is none.
         trust: how much its answer weighs in the target beside the case's own.
+        free: share of the samples that hold no lesion.
+        focus: share of the kept slices that lie where the lesion is.
+        window: patches a side of the part of each slice that a sample shows; None: the whole slice. A ViT's other
+            patches need not be there, so a part trains it at a part of the cost (Liu et al., PatchDropout, arXiv
+            2208.07220).
+        patch: size of a patch in pixels, for the window.
     """
 
     def __init__(
@@ -131,31 +154,45 @@ class VolumeDraws(_Draws):
         dense: DenseTargets | None = None,
         teacher: Teacher | None = None,
         trust: float = 0.0,
+        free: float = 0.0,
+        focus: float = 0.0,
+        window: int | None = None,
+        patch: int = 14,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
         self.keep_slices, self.whole, self.dense = keep_slices, whole, dense
         self.teacher, self.trust = teacher, trust
+        self.free, self.focus, self.window, self.patch = free, focus, window, patch
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
-        With `dense`, "target" is called "probability", and its targets are there too. With `whole` there is "kept",
-        int64 [S], and "padding_mask" is that of the slices that are kept. A teacher may add "features".
+        With `dense` or `free`, "target" is called "probability"; with `dense` its targets are there too. With
+        `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept. A teacher may add
+        "features". With `free` there is "lesion", 1 or 0, whether the sample holds one; with `window` "corner",
+        int64 [2], the row and column of its first patch.
         """
         case, rng = self._start(index)
-        plane = pick_plane(self.augmentation, case.task, rng)
+        plane = pick_plane(self.augmentation, case, rng)
+        view = pick_view(self.augmentation, case, plane, rng, self.free)
         slices = kept = None
         if self.keep_slices:
-            depth = len(case.region(plane, self.grid).positions[0])
-            places = (np.arange(self.keep_slices) + rng.random(self.keep_slices)) * depth / self.keep_slices
+            places = self._places(case, plane, view, rng)
             if self.whole:
                 kept = np.floor(places).astype(int)
             else:
                 slices = places - 0.5
+        window, corner = self._window(case, plane, view, rng) if self.window else (None, None)
         with_mask = self.dense is not None
-        sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask)
+        sample = draw(
+            case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask, view, window
+        )
         target = torch.tensor(case.target, dtype=torch.float32)
         found = {"volume": sample.volume[None], "padding_mask": sample.padding}
+        if corner is not None:
+            found["corner"] = torch.from_numpy(corner)
+        if self.free:
+            found["lesion"] = torch.tensor(float(not view.free))
         if kept is not None:
             found |= {"padding_mask": sample.padding[kept], "kept": torch.from_numpy(kept)}
         if self.teacher is not None:
@@ -164,8 +201,58 @@ class VolumeDraws(_Draws):
             if features is not None:
                 found["features"] = features
         if self.dense is None:
-            return {**found, "target": target}
+            return {**found, "probability" if self.free else "target": target}
         return {**found, "probability": target, **self.dense.of(case, sample, kept)}
+
+    def _places(self, case: LoadedCase, plane: Plane, view: View, rng: np.random.Generator) -> np.ndarray:
+        """[S], where along D the slices lie that are kept, 0 to D: one at a random place of each equal part.
+
+        Of them, `focus` lie where the lesion is. Where the scan ends within the grid and nothing is put beyond, the
+        others lie within the scan, not more of them than the grid has there; what is left lies nowhere.
+        """
+        count = self.keep_slices or 0
+        region = case.region(plane, self.grid)
+        depth = len(region.positions[0])
+        everywhere = (np.arange(count) + rng.random(count)) * depth / count
+        if not (self.focus or self.free):
+            return everywhere
+        spacing = case.scan.spacing[AXES[plane][0][0]]
+        lesion, scan = (faces[0] for faces in case.reach(plane))
+        if view.ends_mm is not None:
+            scan = np.clip(scan, *view.ends_mm[0])
+        low, high = (np.clip(edge + 0.5, 0, depth) for edge in slice_range(region, spacing, view, scan))
+        if self.whole or view.mirrored or view.beside is not None:
+            low, high = 0.0, float(depth)
+        near = np.zeros(0)
+        if not view.free:
+            first, last = (edge + 0.5 for edge in slice_range(region, spacing, view, np.clip(lesion, *scan)))
+            first, last = np.clip((first - 0.5, last + 0.5), 0, depth)
+            number = min(round(count * self.focus), int(np.ceil(last - first)))
+            near = first + (np.arange(number) + rng.random(number)) * (last - first) / max(number, 1)
+        number = min(count - len(near), max(int(np.ceil(high - low)), 1 if not len(near) else 0))
+        far = low + (np.arange(number) + rng.random(number)) * (high - low) / max(number, 1)
+        places = np.full(count, NOWHERE)
+        places[: len(near) + number] = np.sort(np.concatenate([near, far]))
+        return np.clip(places, 0, depth - 1e-3) if self.whole else places
+
+    def _window(
+        self, case: LoadedCase, plane: Plane, view: View, rng: np.random.Generator
+    ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """Rows and columns of a window of whole patches that shows the case's centre, and its first patch."""
+        assert self.window is not None
+        region = case.region(plane, self.grid)
+        spacing = [case.scan.spacing[axis] for axis, _ in AXES[plane]]
+        middle = lesion_pixel(region, spacing, view)
+        corner = np.zeros(2, int)
+        for dimension in (0, 1):
+            patches = region.shape[1 + dimension] // self.patch
+            at = patches / 2 if view.free else middle[dimension] / self.patch
+            # A patch of the window's edge may hold it, but no less than that.
+            low = np.clip(np.ceil(at - self.window + 1), 0, patches - self.window)
+            high = np.clip(np.floor(at - 1), low, patches - self.window)
+            corner[dimension] = rng.integers(int(low), int(high) + 1)
+        rows, columns = (first * self.patch + np.arange(self.window * self.patch) for first in corner)
+        return (rows, columns), corner
 
 
 class ValidationVolumes(Dataset):
@@ -225,7 +312,7 @@ class SliceDraws(_Draws):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"slices": float32 [S, 1, H, W]} and `DenseTargets.of`, or {"order": float32 [S, h, w], random}."""
         case, rng = self._start(index)
-        plane = pick_plane(self.augmentation, case.task, rng)
+        plane = pick_plane(self.augmentation, case, rng)
         depth = len(case.region(plane, self.grid).positions[0])
         # Half of the slices are close to the middle, where lesions are; the others lie anywhere.
         near = rng.random(self.slices) < 0.5

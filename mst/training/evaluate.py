@@ -4,73 +4,181 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import roc_auc_score
 
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
-from mst.preprocess import AXES
+from mst.preprocess import AXES, prepare
 from mst.saliency import explain
-from mst.saliency.metrics import saliency_metrics
-from mst.statistics import auc, brier_score, fit_temperature, with_temperature
+from mst.saliency.metrics import TOLERANCE_MM, saliency_metrics
+from mst.scans import Scan
+from mst.statistics import auc, brier_score, delong_test, fit_temperature, with_temperature
 from mst.training.cases import LoadedCase
 
 OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
+ROOM_MM = 3.0  # beyond the lesion on each side, for the regions off-centre
+BESIDE_MM = (6.0, 20.0)  # from the lesion's face to the middle of a region without it
+KEPT_LESIONS = (
+    0.97  # share of lesions that the threshold for "no lesion is seen" keeps: more than is asked for
+)
 PLACES = 5  # off-centre regions a case: from one to the next, the AUC of few cases changes by 0.05 and more
 OFF = tuple(f"probability_off_{number + 1}" for number in range(PLACES))
-COLUMNS = ("case", "label", "probability", "diameter_mm", *OFF, "pointing_off", "top_slice_off")
+# What knows nothing of the picture, or only its brightest voxel, and points all the same.
+BASELINES = ("middle", "brightest", "random")
+POINTING = ("pointing_off", *(f"pointing_{name}" for name in BASELINES))
+TOP_SLICE = ("top_slice_off", "top_slice_middle", "top_slice_random")
+COLUMNS = (
+    "case",
+    "patient",
+    "dataset",
+    "label",
+    "malignancy",
+    "readers",
+    "diameter_mm",
+    "probability",
+    "lesion",
+    "lesion_beside",
+    *OFF,
+    *POINTING,
+    *TOP_SLICE,
+)
 
 
 @torch.no_grad()
-def predict_cases(model: ScanClassifier, cases: Sequence[LoadedCase], seed: int = 0) -> list[dict[str, Any]]:
+def predict_cases(
+    model: ScanClassifier,
+    cases: Sequence[LoadedCase],
+    seed: int = 0,
+    datasets: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """One row a case, with the columns `COLUMNS`.
 
-    `probability` is of the last class with the region centred on the lesion. The columns with "_off" in their names
-    come from `PLACES` regions whose centres are up to 10 mm off along each axis: `pointing_off` says in what share of
-    them the saliency's maximum lies within 2 mm of the mask, `top_slice_off` in what share the slice with the most
-    saliency meets it.
+    `probability` is of the last class with the region centred on the lesion, `lesion` that there is a lesion at all,
+    `lesion_beside` the same of what is left of the scan without the lesion. The columns with "_off" in their names
+    come from `PLACES` regions whose centres are up to 10 mm off along each axis, of cases with tissue on all sides:
+    `pointing_off` says in what share of them the saliency's maximum lies within 2 mm of the mask, `top_slice_off` in
+    what share the slice with the most saliency meets it. Beside each stands how often the region's middle, its
+    brightest voxel or slice, and a random one would.
+
+    Args:
+        datasets: the name of each case's data set.
     """
     rows = []
     model = model.eval()
     for case in cases:
         # The offset depends on the case's name, not on its place in the list.
         rng = np.random.default_rng([seed, *case.case.name.encode()])
+        offsets = rng.uniform(-OFFSET_MM, OFFSET_MM, (PLACES, 3))
         centred = case.prepare(model.grid)
-        logits = model(centred.volume, centred.padding_mask)
+        vector = model.encode_scan(centred.volume, centred.padding_mask)
         row: dict[str, Any] = {
             "case": case.case.name,
+            "patient": case.case.patient,
+            "dataset": (datasets or {}).get(case.case.name, ""),
             "label": case.case.label,
-            "probability": _probability(model, logits),
+            "malignancy": case.case.ratings.get("malignancy", ""),
+            "readers": case.case.ratings.get("readers", ""),
             "diameter_mm": "" if case.diameter_mm is None else round(case.diameter_mm, 2),
+            "probability": _probability(model, model.classify(vector)),
         }
-        pointing, top_slice = [], []
-        for column in OFF:
-            shifted = case.prepare(model.grid, rng.uniform(-OFFSET_MM, OFFSET_MM, 3))
-            with torch.enable_grad():
-                seen = explain(model, shifted.volume, padding_mask=shifted.padding_mask)
-            row[column] = _probability(model, seen.logits)
-            if case.mask is None:
-                continue
-            region = shifted.region
-            metrics = saliency_metrics(
-                region.to_scan(seen.saliency[0, 0].numpy()),
-                case.mask,
-                case.scan.spacing,
-                None if seen.slice_weights is None else region.profile(seen.slice_weights[0].numpy()),
-                AXES[region.plane][0][0],
-            )
-            pointing.append(metrics["pointing_game"])
-            top_slice.append(metrics["top_slice_in_lesion"])
-        if pointing:
-            row["pointing_off"] = float(np.mean(pointing))
-            row["top_slice_off"] = float(np.mean(top_slice))
+        if model.lesion_head is not None:
+            row["lesion"] = lesion_probability(model.lesion_logits(vector))
+            if (beside := without_lesion(case, rng)) is not None:
+                given = prepare(beside[0], case.task, list(beside[1]), model.grid)
+                vector = model.encode_scan(given.volume, given.padding_mask)
+                row["lesion_beside"] = lesion_probability(model.lesion_logits(vector))
+        if surrounded(case):
+            row |= _off_centre(model, case, offsets)
         rows.append(row)
     return rows
+
+
+def _off_centre(model: ScanClassifier, case: LoadedCase, offsets: np.ndarray) -> dict[str, float]:
+    """What `predict_cases` says of the regions off-centre."""
+    row: dict[str, float] = {}
+    hits: dict[str, list[float]] = {name: [] for name in (*POINTING, *TOP_SLICE)}
+    near = None
+    if case.mask is not None:
+        distance: np.ndarray = distance_transform_edt(~case.mask, sampling=case.scan.spacing)
+        near = distance <= TOLERANCE_MM
+    for column, offset in zip(OFF, offsets, strict=True):
+        shifted = case.prepare(model.grid, offset)
+        with torch.enable_grad():
+            seen = explain(model, shifted.volume, padding_mask=shifted.padding_mask)
+        row[column] = _probability(model, seen.logits)
+        if case.mask is None or near is None:
+            continue
+        region = shifted.region
+        axis = AXES[region.plane][0][0]
+        metrics = saliency_metrics(
+            region.to_scan(seen.saliency[0, 0].numpy()),
+            case.mask,
+            case.scan.spacing,
+            None if seen.slice_weights is None else region.profile(seen.slice_weights[0].numpy()),
+            axis,
+        )
+        box = tuple(slice(int(low), int(high)) for low, high in region.bounds)
+        middle = np.round(case.scan.world_to_voxel(case.center + offset)).astype(int)
+        middle = np.clip(middle, 0, np.array(case.scan.shape) - 1)
+        there, values = near[box], case.scan.voxels[box]
+        shown = np.asarray(case.mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        hits["pointing_off"].append(metrics["pointing_game"])
+        hits["pointing_middle"].append(near[tuple(middle)])
+        hits["pointing_brightest"].append(there.flat[int(values.argmax())])
+        hits["pointing_random"].append(there.mean())
+        hits["top_slice_off"].append(metrics["top_slice_in_lesion"])
+        hits["top_slice_middle"].append(shown[middle[axis]])
+        hits["top_slice_random"].append(shown[box[axis]].mean())
+    return row | {name: float(np.mean(found)) for name, found in hits.items() if found}
+
+
+def without_lesion(case: LoadedCase, rng: np.random.Generator) -> tuple[Scan, np.ndarray] | None:
+    """The larger part of a case's scan that a plane beside the lesion leaves, and a place in it.
+
+    Returns:
+        the part, and the place in RAS millimetres, 6 to 20 mm from that plane; None where there is too little room or
+        no mask.
+    """
+    if case.mask is None:
+        return None
+    marked = np.argwhere(case.mask)
+    first, last = marked.min(axis=0), marked.max(axis=0)
+    shape, spacing = np.array(case.scan.shape), np.asarray(case.scan.spacing)
+    room = np.stack([first * spacing, (shape - 1 - last) * spacing], axis=1)
+    axis, side = np.unravel_index(int(room.argmax()), room.shape)
+    if room[axis, side] < 2 * BESIDE_MM[0] + 2:
+        return None
+    start, stop = np.zeros(3, int), shape.copy()
+    if side:
+        start[axis] = last[axis] + 1 + int(np.ceil(1 / spacing[axis]))
+    else:
+        stop[axis] = first[axis] - int(np.ceil(1 / spacing[axis]))
+    voxels = case.scan.voxels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    size = (stop - start) * spacing
+    place = size * rng.uniform(0.3, 0.7, 3)
+    depth = rng.uniform(BESIDE_MM[0], min(BESIDE_MM[1], size[axis] - BESIDE_MM[0]))
+    place[axis] = depth if side else size[axis] - depth
+    affine = case.scan.affine.copy()
+    affine[:3, 3] = case.scan.voxel_to_world(start)
+    return Scan(voxels, affine), case.scan.voxel_to_world(start + place / spacing - 0.5)
+
+
+def lesion_probability(logits: torch.Tensor | None) -> float:
+    assert logits is not None
+    return round(float(logits.sigmoid()[0]), 6)
+
+
+def surrounded(case: LoadedCase) -> bool:
+    """Whether there is tissue on all sides of the lesion, as in a whole scan, and so something to point away to."""
+    lesion, scan = case.reach(case.task.plane)
+    return bool((lesion[:, 0] - scan[:, 0]).min() >= ROOM_MM and (scan[:, 1] - lesion[:, 1]).min() >= ROOM_MM)
 
 
 def _probability(model: ScanClassifier, logits: torch.Tensor) -> float:
@@ -123,23 +231,102 @@ def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str])
         "auc_folds": each,
         "auc_folds_mean": round(float(np.mean(each)), 4),
         "auc_folds_sd": round(float(np.std(each, ddof=1)), 4) if len(each) > 1 else None,
-        "auc_off_centre": round(
-            float(np.mean([roc_auc_score(*_column(labelled, column, classes)) for column in OFF])), 4
-        ),
-        "off_centre_places": PLACES,
         f"n_{classes[0]}": int((~truth).sum()),
         f"n_{classes[-1]}": int(truth.sum()),
     }
-    for name in ("pointing_off", "top_slice_off"):
-        hits = [float(row[name]) for row in rows if str(row.get(name, "")) != ""]
+    off = [row for row in labelled if given(row, OFF[0])]
+    if len({row["label"] for row in off}) == 2:
+        areas = [roc_auc_score(*_column(off, column, classes)) for column in OFF]
+        found |= {"auc_off_centre": round(float(np.mean(areas)), 4), "off_centre_places": PLACES}
+    for name in (*POINTING, *TOP_SLICE):
+        hits = [float(row[name]) for row in rows if given(row, name)]
         if hits:
-            found[f"{name}_centre"] = round(float(np.mean(hits)), 4)
-    sized = [row for row in labelled if str(row["diameter_mm"]) != ""]
+            found[f"{name}_centre" if name.endswith("_off") else name] = round(float(np.mean(hits)), 4)
+            found["n_off_centre"] = len(hits)
+    sized = [row for row in labelled if given(row, "diameter_mm")]
     if len(sized) == len(labelled):
         found["baseline_diameter_auc"] = round(
             float(roc_auc_score(*_column(labelled, "diameter_mm", classes))), 4
         )
+    if groups := by_rule(rows, classes):
+        found["groups"] = groups
+    if lesion := lesion_figures(rows):
+        found["lesion"] = lesion
     return found
+
+
+def given(row: Mapping[str, Any], name: str) -> bool:
+    return str(row.get(name, "")) != ""
+
+
+# How a mean rating becomes a class: as it is, or rounded first (the paper's), halves to the even number.
+RULES: dict[str, Callable[[float], float]] = {"mean": float, "rounded": round}
+
+
+def by_rule(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The AUC for each data set and rule, on all cases and on those that three readers or more have rated.
+
+    Each stands beside that of the diameter, with DeLong's intervals and the paired test of the two.
+    """
+    groups = []
+    for dataset in sorted({row["dataset"] for row in rows if row.get("dataset")}):
+        for readers in (1, 3):
+            for rule, level in RULES.items():
+                kept = [
+                    row
+                    for row in rows
+                    if row.get("dataset") == dataset
+                    and all(given(row, name) for name in ("malignancy", "readers", "diameter_mm"))
+                    and float(row["readers"]) >= readers
+                    and level(float(row["malignancy"])) != 3
+                ]
+                truth = np.array([level(float(row["malignancy"])) > 3 for row in kept])
+                if not _both(truth):
+                    continue
+                scores, sizes = (
+                    np.array([float(row[name]) for row in kept]) for name in ("probability", "diameter_mm")
+                )
+                area, by_size = auc(truth, scores), auc(truth, sizes)
+                test = delong_test(truth, scores, sizes)
+                groups.append(
+                    {
+                        "dataset": dataset,
+                        "rule": rule,
+                        "readers": readers,
+                        f"n_{classes[0]}": int((~truth).sum()),
+                        f"n_{classes[-1]}": int(truth.sum()),
+                        "auc": round(area.value, 4),
+                        "auc_ci95": [round(limit, 4) for limit in area.ci95],
+                        "diameter_auc": round(by_size.value, 4),
+                        "diameter_auc_ci95": [round(limit, 4) for limit in by_size.ci95],
+                        "difference": round(test.value, 4),
+                        "difference_ci95": [round(limit, 4) for limit in test.ci95],
+                        "p": round(test.p, 4),
+                    }
+                )
+    return groups
+
+
+def _both(truth: np.ndarray) -> bool:
+    return 1 < truth.sum() < len(truth) - 1
+
+
+def lesion_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How well lesions are told from regions without one; the threshold keeps 97% of these lesions."""
+    real = np.array([float(row["lesion"]) for row in rows if given(row, "lesion")])
+    empty = np.array([float(row["lesion_beside"]) for row in rows if given(row, "lesion_beside")])
+    if not len(real) or not len(empty):
+        return {}
+    threshold = float(np.floor(np.quantile(real, 1 - KEPT_LESIONS) * 1000) / 1000)
+    truth = np.concatenate([np.ones(len(real), bool), np.zeros(len(empty), bool)])
+    return {
+        "auc": round(float(roc_auc_score(truth, np.concatenate([real, empty]))), 4),
+        "threshold": threshold,
+        "kept": round(float((real >= threshold).mean()), 4),
+        "empty_called": round(float((empty < threshold).mean()), 4),
+        "n_lesions": len(real),
+        "n_empty": len(empty),
+    }
 
 
 def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str]) -> dict[str, float]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
+from mst.models.base import ScanClassifier
 from mst.models.encoders import Encoder, build_encoder, encode_tokens, registers
 from mst.models.slice_transformer import SliceTransformer
-from mst.models.slices import kept_slices
+from mst.models.slices import kept_slices, on_all_slices
 from mst.training import processes
 
 MIN_AREA = 0.002  # share of a slice that a lesion must fill for the slice to count as showing it
@@ -39,21 +40,26 @@ class DenseHeads(nn.Module):
         self.slice_head = nn.Linear(width, 1 + ratings)
         self.register_buffer("patch_weight", torch.tensor(patch_weight), persistent=False)
 
-    def forward(self, tokens: Tensor, patches: Tensor, area: Tensor, ratings: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, patches: Tensor, area: Tensor, ratings: Tensor, padding: Tensor | None = None
+    ) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            tokens: float32 [B * S, T, width], of S slices of each of B cases.
+            tokens: float32 [N, T, width], of those of the S slices of each of B cases that are no padding.
             patches: float32 [B, S, h, w], share of each patch that the lesion fills.
             area: float32 [B, S], share of each slice that it fills.
             ratings: float32 [B, R], 0..1; NaN where not known.
+            padding: bool [B, S]; None: no slice is.
         """
         patch_logits = self.patch_head(tokens[:, self.first_patch :])
         slice_logits = self.slice_head(tokens[:, 0])
-        share, shown = patches.flatten(0, 1).flatten(1), (area > MIN_AREA).flatten()
+        there = slice(None) if padding is None else ~padding.flatten()
+        share = patches.flatten(0, 1).flatten(1)[there]
+        shown = (area > MIN_AREA).flatten()[there]
         loss = cross_entropy(patch_logits[..., 0], share, pos_weight=torch.as_tensor(self.patch_weight))
         loss = loss + cross_entropy(slice_logits[:, 0], shown.float())
-        targets = ratings[:, None].expand(-1, area.shape[1], -1).flatten(0, 1)
+        targets = ratings[:, None].expand(-1, area.shape[1], -1).flatten(0, 1)[there]
         known, targets = ~targets.isnan(), targets.nan_to_num()
         each = cross_entropy(slice_logits[:, 1:], targets, reduction="none")
         loss = loss + _mean(each, shown[:, None] & known)
@@ -129,6 +135,23 @@ class MaskedPretraining(nn.Module):
         return _mean((self.pixel_head(tokens) - wanted).abs(), masked[..., None].expand_as(wanted))
 
 
+class ClassTraining(nn.Module):
+    """A classifier trained for its classes, and to tell whether there is a lesion at all.
+
+    Args:
+        model: with a `lesion_head`; trained in place.
+    """
+
+    def __init__(self, model: ScanClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, volume: Tensor, padding_mask: Tensor, probability: Tensor, lesion: Tensor) -> Tensor:
+        """The loss, a scalar; see `class_loss`."""
+        vector = self.model.encode_scan(volume, padding_mask if padding_mask.any() else None)
+        return class_loss(self.model, vector, probability, lesion)
+
+
 class JointTraining(nn.Module):
     """A slice transformer trained to classify, with the dense objective beside it.
 
@@ -198,26 +221,31 @@ class JointTraining(nn.Module):
         ratings: Tensor,
         kept: Tensor | None = None,
         features: Tensor | None = None,
+        lesion: Tensor | None = None,
+        corner: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            volume: as the model takes it.
+            volume: as the model takes it; with `corner` each slice is a part of one.
             padding_mask: bool [B, S], of the slices that are kept.
             probability: float32 [B], of the last of two classes.
             patches, area, ratings: as in `DenseHeads`, of the slices that are kept.
             kept: int64 [B, S], which of the volume's slices the encoder is given; None: all.
             features: float32 [B, F], of the teacher; needed where they are asked.
+            lesion: float32 [B], 1 where there is a lesion at all; what kind it is is asked of these alone. None: all.
+            corner: int64 [B, 2], see `encode_tokens`; None: slices are whole.
         """
         given = self.model.with_context(volume)
         if kept is not None:
             given = torch.stack([one[:, places] for one, places in zip(given, kept, strict=True)])
-        batch, _, depth = given.shape[:3]
-        tokens = encode_tokens(self.model.encoder, kept_slices(given, None), self.model.class_layers)
-        scan = self.model.fuse_slices(tokens[:, 0].reshape(batch, depth, -1), padding_mask)
-        target = torch.stack([1 - probability, probability], dim=1)
-        loss = nn.functional.cross_entropy(self.model.linear(scan), target)
-        loss = loss + self.weight * self.heads(tokens, patches, area, ratings)
+        depth = given.shape[2]
+        corners = None if corner is None else corner.repeat_interleave(depth, dim=0)[~padding_mask.flatten()]
+        slices = kept_slices(given, padding_mask)
+        tokens = encode_tokens(self.model.encoder, slices, self.model.class_layers, corners=corners)
+        scan = self.model.fuse_slices(on_all_slices(tokens[:, 0], given, padding_mask), padding_mask)
+        loss = class_loss(self.model, scan, probability, lesion)
+        loss = loss + self.weight * self.heads(tokens, patches, area, ratings, padding_mask)
         if self.feature_head is not None:
             assert features is not None
             loss = loss + self.feature_weight * nn.functional.mse_loss(self.feature_head(scan), features)
@@ -225,6 +253,26 @@ class JointTraining(nn.Module):
             return loss
         each = cross_entropy(self.scan_head(scan), ratings.nan_to_num(), reduction="none")
         return loss + self.scan_weight * _mean(each, ~ratings.isnan())
+
+
+def class_loss(
+    model: ScanClassifier, vector: Tensor, probability: Tensor, lesion: Tensor | None = None
+) -> Tensor:
+    """Soft cross-entropy of the classes, and of whether there is a lesion where the model tells that too.
+
+    Args:
+        vector: float32 [B, width], what the model classifies.
+        probability: float32 [B], of the last of two classes.
+        lesion: float32 [B], 1 where there is a lesion; None: everywhere. The classes of nothing are not asked.
+    """
+    target = torch.stack([1 - probability, probability], dim=1)
+    each = nn.functional.cross_entropy(model.classify(vector), target, reduction="none")
+    if lesion is None:
+        return each.mean()
+    loss = _mean(each, lesion)
+    if model.lesion_head is not None:
+        loss = loss + cross_entropy(model.lesion_head(vector)[:, 0], lesion)
+    return loss
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import set_seed
 
-from mst.data import Case, read_manifest
+from mst.data import Case, read_manifest, read_manifests
 from mst.data.examples import example_outlines
 from mst.data.outlines import leave_out, read_outlines
 from mst.data.simulated import most_workers, write_simulated
@@ -40,9 +40,16 @@ from mst.training import processes
 from mst.training.augment import Augmentation
 from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
-from mst.training.datasets import DenseTargets, SliceDraws, ValidationVolumes, VolumeDraws, label_weights
+from mst.training.datasets import (
+    DenseTargets,
+    SliceDraws,
+    ValidationVolumes,
+    VolumeDraws,
+    label_weights,
+    reader_weights,
+)
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
-from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
+from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
 from mst.training.teacher import Teacher
 from mst.training.trainer import best_evaluation, fit
@@ -53,6 +60,7 @@ HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the
 ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
 TEST_SEED = 1000  # added to the seed of simulated cases for those that only test
 Config = dict[str, Any]
+Data = str | Path | Sequence[str | Path] | None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -122,18 +130,24 @@ class Study:
     """The cases, and where runs are kept.
 
     Args:
-        data: a manifest or its folder; None: there is no real case, and all training is on simulated ones.
+        data: a manifest or its folder, or several; none: there is no real case, and all training is on simulated ones.
         config: any config of the study; its `task`, `folds` and `seed` are used.
         runs: the folder for runs; those without real cases lie in a folder of their own in it.
     """
 
-    def __init__(self, data: str | Path | None, config: Config, runs: str | Path) -> None:
+    def __init__(self, data: Data, config: Config, runs: str | Path) -> None:
         self.task = get_task(config["task"])
-        self.cases = read_manifest(data, self.task.classes) if data else []
-        self.manifest = Path(data).name if data else "simulated cases alone"
+        paths = [data] if isinstance(data, str | Path) else list(data or [])
+        self.cases, self.manifests, self.held_out = read_manifests(paths, self.task.classes)
+        self.manifest = " and ".join(self.manifests) or "simulated cases alone"
         self.runs = Path(runs) if data else Path(runs) / ALONE
         self.folds, self.seed = int(config.get("folds", 5)), int(config.get("seed", 0))
         self._loaded: dict[str, LoadedCase] = {}
+
+    @property
+    def datasets(self) -> dict[str, str]:
+        """The name of each real case's data set, by the case's name."""
+        return {case.name: name for name, cases in self.manifests.items() for case in cases}
 
     @property
     def digest(self) -> str:
@@ -142,10 +156,15 @@ class Study:
 
     def part_cases(self, part: str) -> tuple[list[LoadedCase], list[LoadedCase]]:
         """Real training and held-out cases of "all" or "fold-k"."""
+        training, held_out = self.part_manifest(part)
+        return self._load(training), self._load(held_out)
+
+    def part_manifest(self, part: str) -> tuple[list[Case], list[Case]]:
+        """As `part_cases`, without reading their files."""
         if part == ALL:
-            return self._load(self.cases), []
+            return self.cases, []
         training, validation = split(self.cases, self.folds, int(part.removeprefix("fold-")), self.seed)
-        return self._load([self.cases[i] for i in training]), self._load([self.cases[i] for i in validation])
+        return [self.cases[i] for i in training], [self.cases[i] for i in validation]
 
     def training_cases(self, config: Config, part: str) -> tuple[list[LoadedCase], np.ndarray]:
         """What a config trains on in a part, and how often each case is drawn (to a common factor).
@@ -161,6 +180,7 @@ class Study:
         if shares["real"] > 0:
             cases = self.stopping_cases(config, part)[0]
             each = label_weights(cases) if config.get("balanced", False) else np.ones(len(cases))
+            each = each * reader_weights(cases)
             weights = shares["real"] * each / each.sum()
         if shares["simulated"] > 0:
             more = self._load(self.simulated_cases(_simulated(config)))
@@ -215,9 +235,9 @@ class Study:
                 for case in self._load(self.cases)
             ]
             nodules = [(ratings, size) for ratings, size in sizes if size is not None]
-            outlines, patients = leave_out(
-                outlines, nodules, {outline.patient for outline in example_outlines().values()}
-            )
+            named = {case.patient for case in self.cases} | self.held_out
+            named |= {outline.patient for outline in example_outlines().values()}
+            outlines, patients = leave_out(outlines, nodules, named)
             print(f"simulating {settings['cases']} cases; the outlines of {patients} patients are left out")
             start = time.monotonic()
 
@@ -245,9 +265,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "settings.json"
         # A shared run sees no real case, but its simulated ones depend on which real ones there are.
-        names = (
-            [case.name for case in self.cases] if shared else [c.case.name for c in self.part_cases(part)[0]]
-        )
+        names = [case.name for case in (self.cases if shared else self.part_manifest(part)[0])]
         wanted = {"config": _relevant(config), "cases": _digest(names)}
         if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")) != wanted:
             raise TrainingError(
@@ -261,7 +279,7 @@ class Study:
 
 def run(
     config: Config,
-    data: str | Path | None = None,
+    data: Data = None,
     out: str | Path | None = None,
     runs: str | Path = "runs",
     parts: Sequence[str] | None = None,
@@ -270,7 +288,8 @@ def run(
     """Trains what a config says.
 
     Args:
-        data: a manifest or its folder; None takes the config's, and without one all training is on simulated cases.
+        data: a manifest or its folder, or several; None takes the config's, and without one all training is on
+            simulated cases.
         out: the folder for the checkpoint (of a study, the folder for all of them); None: checkpoints/<name>, and
             checkpoints/<name>-simulated-alone without data.
         parts: "all" and "fold-0", ...; None: the folds, where the config says `cross_validate: true`, then
@@ -384,7 +403,10 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     if encoder is not None:
         assert isinstance(model, SliceTransformer)
         model.encoder.load_state_dict(load_file(encoder))
-    trained: nn.Module = model
+    free = float(config.get("free", 0.0))
+    if free and model.lesion_head is None:
+        raise TrainingError(f"{config['file']}: free needs a model that tells lesions (model.lesion: true).")
+    trained: nn.Module = ClassTraining(model) if free else model
     dense = None
     stem = getattr(model, "stem", None)
     if beside := config.get("dense"):
@@ -401,7 +423,9 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         if before and first is not None and _same_questions(config, before):
             # New heads would first spoil what the encoder has learnt, until they have learnt it themselves.
             trained.load_heads(_read_heads(study.folder(before, part)[0]))
-    elif stem and config.get("keep_slices"):
+    if frozen := config.get("frozen_layers"):
+        freeze(model, frozen)
+    if dense is None and stem and config.get("keep_slices"):
         raise TrainingError(f"{config['file']}: a model with a stem takes keep_slices with dense alone.")
     samples = VolumeDraws(
         cases,
@@ -415,6 +439,10 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         dense=dense,
         teacher=teacher,
         trust=teaching.get("trust", 0.0),
+        free=free,
+        focus=config.get("focus", 0.0),
+        window=config.get("window"),
+        patch=getattr(model, "patch", 1),
     )
     held_out = study.stopping_cases(config, part)[1]
     log = fit(
@@ -458,6 +486,16 @@ def _read_heads(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / HEADS)
 
 
+def freeze(model: ScanClassifier, layers: int) -> None:
+    """Keeps the embeddings and the first so many blocks of a DINOv2 as they are: edges look alike everywhere."""
+    encoder: Any = getattr(model, "encoder", None)
+    blocks = getattr(getattr(encoder, "encoder", None), "layer", None)
+    if blocks is None or layers > len(blocks):
+        raise TrainingError(f"frozen_layers is {layers}, more than the model has DINOv2 blocks.")
+    for part in (encoder.embeddings, *blocks[:layers]):
+        part.requires_grad_(False)
+
+
 def average_weights(model: nn.Module, before: nn.Module, share: float) -> None:
     """Moves a fine-tuned model's weights to where they weigh `share` of the mean with those it started from.
 
@@ -479,7 +517,7 @@ def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, fo
     if not study.cases and folder.name != SIMULATED:
         held_out = study.simulated_tests(_simulated(config))
     if processes.is_main() and held_out and not has_rows(folder / PREDICTIONS):
-        rows = predict_cases(model, held_out)
+        rows = predict_cases(model, held_out, datasets=study.datasets)
         write_rows(rows, folder / PREDICTIONS)
         print(json.dumps(summarise([rows], study.task.classes)), flush=True)
 

@@ -251,7 +251,18 @@ _ANY = ("name", "kind", "file", "task", "folds", "seed", "data", "dataset", "cro
 _STUDY = ("steps",)
 _TRAINED = ("simulated", "shares", "balanced", "augment", "training", "pretraining", "class_layers")
 _ENCODER = (*_TRAINED, "objective", "encoder", "grid", "slices", "ratings", "patch_weight", "hidden")
-_CLASSIFIER = (*_TRAINED, "model", "keep_slices", "dense", "average", "teacher")
+_CLASSIFIER = (
+    *_TRAINED,
+    "model",
+    "keep_slices",
+    "dense",
+    "average",
+    "teacher",
+    "free",
+    "focus",
+    "window",
+    "frozen_layers",
+)
 _RATE = _number(1e-30, 1e3, "a number above 0")
 _SWITCH = _same(bool, "true or false")
 _TRAINING = {

@@ -46,7 +46,7 @@ class Teacher:
             return
         few = cases[:: max(1, len(cases) // ENOUGH)]
         with torch.no_grad():
-            seen = torch.cat([_pooled(model.features(case.prepare(model.grid).volume)) for case in few])
+            seen = torch.cat([model.encode_scan(case.prepare(model.grid).volume) for case in few])
         self.mean, self.spread = seen.mean(dim=0), seen.std(dim=0).clamp_min(1e-3)
         self.width = len(self.mean)
 
@@ -62,11 +62,6 @@ class Teacher:
         centred = replace(view, shift_mm=np.zeros(3))
         values, inside, *_ = cut(case, self.model.grid, plane, augmentation, centred)
         volume = torch.where(inside, values, outside_value(case.task))
-        features = self.model.features(volume[None, None])
-        probability = self.model.head(features).softmax(dim=1)[0, -1]
-        return probability, (_pooled(features)[0] - self.mean) / self.spread if self.width else None
-
-
-def _pooled(features: Tensor) -> Tensor:
-    """The last feature map [B, width, d, h, w] -> [B, width], what the last layer is given."""
-    return features.mean(dim=(2, 3, 4))
+        vector = self.model.encode_scan(volume[None, None])
+        probability = self.model.classify(vector).softmax(dim=1)[0, -1]
+        return probability, (vector[0] - self.mean) / self.spread if self.width else None
