@@ -196,8 +196,11 @@ class VolumeDraws(_Draws):
         if kept is not None:
             found |= {"padding_mask": sample.padding[kept], "kept": torch.from_numpy(kept)}
         if self.teacher is not None:
-            answer, features = self.teacher.answer(case, plane, self.augmentation, sample.view)
-            target = torch.lerp(target, answer, self.trust)
+            # Nobody is asked what kind of lesion there is where there is none.
+            features = torch.zeros(self.teacher.width) if self.teacher.width else None
+            if not view.free:
+                answer, features = self.teacher.answer(case, plane, self.augmentation, view)
+                target = torch.lerp(target, answer, self.trust)
             if features is not None:
                 found["features"] = features
         if self.dense is None:

@@ -130,8 +130,8 @@ def _off_centre(model: ScanClassifier, case: LoadedCase, offsets: np.ndarray) ->
         there, values = near[box], case.scan.voxels[box]
         shown = np.asarray(case.mask.any(axis=tuple(a for a in range(3) if a != axis)))
         hits["pointing_off"].append(metrics["pointing_game"])
-        hits["pointing_middle"].append(near[tuple(middle)])
-        hits["pointing_brightest"].append(there.flat[int(values.argmax())])
+        hits["pointing_middle"].append(float(near[tuple(middle)]))
+        hits["pointing_brightest"].append(float(there.flat[int(values.argmax())]))
         hits["pointing_random"].append(there.mean())
         hits["top_slice_off"].append(metrics["top_slice_in_lesion"])
         hits["top_slice_middle"].append(shown[middle[axis]])

@@ -248,7 +248,9 @@ class JointTraining(nn.Module):
         loss = loss + self.weight * self.heads(tokens, patches, area, ratings, padding_mask)
         if self.feature_head is not None:
             assert features is not None
-            loss = loss + self.feature_weight * nn.functional.mse_loss(self.feature_head(scan), features)
+            apart = (self.feature_head(scan) - features) ** 2
+            there = torch.ones_like(probability) if lesion is None else lesion
+            loss = loss + self.feature_weight * _mean(apart, there[:, None])
         if self.scan_head is None:
             return loss
         each = cross_entropy(self.scan_head(scan), ratings.nan_to_num(), reduction="none")

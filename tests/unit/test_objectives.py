@@ -62,7 +62,7 @@ def test_a_model_with_a_late_class_token_is_kept_in_a_checkpoint(tmp_path) -> No
     assert torch.equal(loaded(volume), model(volume))
     seen = loaded.attend(volume)
     assert seen.patches.shape == (1, 5, 2, 4, 4)
-    assert torch.allclose(seen.logits, model(volume), atol=1e-6)
+    assert torch.allclose(model.classify(seen.vector), model(volume), atol=1e-6)
 
 
 @pytest.mark.parametrize("blocks", [0, 4])

@@ -138,7 +138,7 @@ def test_the_manifests_centre_goes_before_the_masks(data: Path) -> None:
 
 def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, 0, 0, 0, 0)
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, noise=0, shift=0, scale=0, smooth=0)
     sample = VolumeDraws([case], GRID, still, 1)[0]
     given = case.prepare(GRID).volume[0]
     # The model's input is smoothed where the grid is coarser than the scan; a sample is not.
@@ -230,20 +230,23 @@ def test_a_teacher_sees_the_same_view_with_the_lesion_in_the_middle(data: Path, 
     teacher = Teacher(small_resnet, cases)
     assert (
         Teacher(small_resnet).answer(
-            cases[0], "axial", Augmentation(), pick_view(Augmentation(), np.random.default_rng(0))
+            cases[0],
+            "axial",
+            Augmentation(),
+            pick_view(Augmentation(), cases[0], "axial", np.random.default_rng(0)),
         )[1]
         is None
     )
     rng = np.random.default_rng(0)
-    view = pick_view(Augmentation(), rng)
+    view = pick_view(Augmentation(), cases[0], "axial", rng)
     answer, features = teacher.answer(cases[0], "axial", Augmentation(), view)
     moved = teacher.answer(cases[0], "axial", Augmentation(), replace(view, shift_mm=view.shift_mm + 5))
     assert moved[0] == answer
     assert torch.equal(moved[1], features)
     assert teacher.answer(cases[0], "axial", Augmentation(), replace(view, zoom=2 * view.zoom))[0] != answer
     # Unvaried, it answers what it answers on the dashboard.
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, 0, 0, 0, 0)
-    answer, _ = teacher.answer(cases[0], "axial", still, pick_view(still, rng))
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, noise=0, shift=0, scale=0, smooth=0)
+    answer, _ = teacher.answer(cases[0], "axial", still, pick_view(still, cases[0], "axial", rng))
     given = cases[0].prepare(small_resnet.grid)
     with torch.no_grad():
         shown = small_resnet(given.volume, given.padding_mask).softmax(dim=1)[0, -1]
@@ -252,7 +255,9 @@ def test_a_teacher_sees_the_same_view_with_the_lesion_in_the_middle(data: Path, 
     sample = VolumeDraws(cases[:1], GRID, still, 1, dense=DenseTargets(6, {}), teacher=teacher, trust=0.25)[0]
     assert sample["probability"] == pytest.approx(0.75 * cases[0].target + 0.25 * float(answer))
     # Over the cases the features have mean 0 and standard deviation 1, those that never fire excepted.
-    every = torch.stack([teacher.answer(case, "axial", still, pick_view(still, rng))[1] for case in cases])
+    every = torch.stack(
+        [teacher.answer(case, "axial", still, pick_view(still, cases[0], "axial", rng))[1] for case in cases]
+    )
     assert sample["features"].shape == (teacher.width,)
     assert torch.allclose(sample["features"], every[0], atol=1e-3)
     assert torch.allclose(every.mean(dim=0), torch.zeros(teacher.width), atol=0.05)
