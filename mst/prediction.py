@@ -67,6 +67,8 @@ class Prediction:
         validation: the checkpoint's metrics.json ("auc", "protocol", ...); {} where there is none.
         title: what people call the model, such as "Medical Slice Transformer with a 2D ResNet".
         native_saliency: float32 [d, h, w], the map at its own resolution, over the model's input.
+        lesion_probability: that there is a lesion in the region at all; None: the model was not trained to tell.
+        lesion_threshold: below which none is seen, and the classes mean nothing.
     """
 
     checkpoint: str
@@ -84,6 +86,15 @@ class Prediction:
     validation: dict[str, Any] = field(default_factory=dict)
     title: str = ""
     native_saliency: np.ndarray | None = None
+    lesion_probability: float | None = None
+    lesion_threshold: float | None = None
+
+    @property
+    def lesion_seen(self) -> bool:
+        """Whether there is something to classify, as far as the model can tell."""
+        if self.lesion_probability is None or self.lesion_threshold is None:
+            return True
+        return self.lesion_probability >= self.lesion_threshold
 
 
 def predict(
@@ -340,6 +351,8 @@ def _predict_one(
         validation=loaded.metrics,
         title=model.title,
         native_saliency=out.native_saliency[0].float().clamp_min(0).numpy(),
+        lesion_probability=None if out.lesion_logits is None else float(out.lesion_logits[0].sigmoid()),
+        lesion_threshold=model.lesion_threshold,
     )
 
 

@@ -93,6 +93,7 @@ class Task:
         windows: display windows, the first one the default; empty: from the scan's own percentiles.
         source: where the preset comes from.
         region: what the region is, for the page.
+        lesion: what is classified, in a word, for studies whose models tell whether there is one.
     """
 
     key: str
@@ -104,6 +105,7 @@ class Task:
     normalisation: Literal["clamp", "z-score"]
     source: str
     region: str
+    lesion: str = "lesion"
     clamp: tuple[float, float] | None = None
     sides: tuple[str, ...] = ()
     unit: str = ""
@@ -132,6 +134,7 @@ TASKS: dict[str, Task] = {
             ),
             source=PAPER + " (LIDC-IDRI)",
             region="a region round the nodule",
+            lesion="nodule",
         ),
         Task(
             key="breast-mri",

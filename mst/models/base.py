@@ -29,8 +29,9 @@ class ScanClassifier(
         classes: names of the C classes, in the order of the logits.
         grid: overrides of the study's input grid ({"shape": [D, H, W], "spacing_mm": [...], ...}).
         temperature: what the logits are divided by before the softmax; 1 unless the model was calibrated.
-        lesion_head: from the scan's vector to one logit: is there a lesion in the volume at all; None: the model was
-            not trained to tell.
+        lesion_threshold: below which probability of a lesion none is seen, and the classes mean nothing; None: the
+            model was not trained to tell.
+        lesion_head: from the scan's vector to one logit: is there a lesion in the volume at all; None as above.
     """
 
     method: str  # the saliency method that `mst.explain` uses when none is asked for
@@ -38,18 +39,30 @@ class ScanClassifier(
     lesion_head: nn.Linear | None
 
     def __init__(
-        self, task: str, classes: list[str], grid: dict[str, Any] | None, temperature: float
+        self,
+        task: str,
+        classes: list[str],
+        grid: dict[str, Any] | None,
+        temperature: float,
+        lesion_threshold: float | None = None,
     ) -> None:
         super().__init__()
         if not all(isinstance(name, str) for name in classes) or len(set(classes)) < max(2, len(classes)):
             raise ValueError(f"the classes are {classes!r}, not two or more different names")
         if not 0 < float(temperature) < float("inf"):
             raise ValueError(f"the temperature is {temperature!r}, not a number above 0")
+        if lesion_threshold is not None and not 0 <= float(lesion_threshold) <= 1:
+            raise ValueError(f"lesion_threshold is {lesion_threshold!r}, not a probability")
         self.task = task
         self.classes = list(classes)
         self.grid = dict(grid or {})
         self.temperature = float(temperature)
+        self.lesion_threshold = None if lesion_threshold is None else float(lesion_threshold)
         self.lesion_head = None
+
+    def build_lesion_head(self, width: int) -> None:
+        """Makes the head that tells lesions, for a model that is to tell them."""
+        self.lesion_head = None if self.lesion_threshold is None else nn.Linear(width, 1)
 
     def encode_scan(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> the scan's vector [B, width]."""
@@ -77,9 +90,17 @@ class ScanClassifier(
     def set_temperature(self, temperature: float) -> None:
         """Calibrates the model, also in the config.json that it is saved with."""
         self.temperature = float(temperature)
+        self._in_config("temperature", self.temperature)
+
+    def set_lesion_threshold(self, threshold: float) -> None:
+        """Decides from which probability on a lesion is seen, also in the config.json that it is saved with."""
+        self.lesion_threshold = float(threshold)
+        self._in_config("lesion_threshold", self.lesion_threshold)
+
+    def _in_config(self, name: str, value: float) -> None:
         config = self._hub_mixin_config
         assert isinstance(config, dict)
-        config["temperature"] = self.temperature
+        config[name] = value
 
     @classmethod
     def _load_as_safetensor(  # type: ignore[override]

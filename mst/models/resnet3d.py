@@ -25,7 +25,7 @@ class ResNet3D(ScanClassifier):
     """A 3D ResNet on the whole volume.
 
     Args:
-        task, classes, grid, temperature: see `ScanClassifier`.
+        task, classes, grid, temperature, lesion_threshold: see `ScanClassifier`.
         depth: 10, 18, 34 (the paper's), 50, 101 or 152.
         width: channels of the first stage; each further stage doubles them (64 in the paper).
         first_kernel: size of the first convolution's kernel (7 in the paper).
@@ -34,7 +34,6 @@ class ResNet3D(ScanClassifier):
         shortcut: how a block's input is brought to fewer voxels and more channels: "B" by a convolution, "A" by
             leaving out and padding with zeros (MedicalNet's 18 and 34).
         shortcut_bias: whether that convolution has a bias (False in MedicalNet's other depths).
-        lesion: whether it also tells if there is a lesion at all.
     """
 
     method = "gradcam++"
@@ -53,10 +52,10 @@ class ResNet3D(ScanClassifier):
         max_pool: bool = True,
         shortcut: str = "B",
         shortcut_bias: bool = True,
-        lesion: bool = False,
+        lesion_threshold: float | None = None,
         architecture: str = "resnet3d",
     ) -> None:
-        super().__init__(task, classes, grid, temperature)
+        super().__init__(task, classes, grid, temperature, lesion_threshold)
         block, blocks = DEPTHS[depth]
         self.model = ResNet(
             block,
@@ -71,7 +70,7 @@ class ResNet3D(ScanClassifier):
             bias_downsample=shortcut_bias,
             num_classes=len(classes),
         )
-        self.lesion_head = nn.Linear(cast(nn.Linear, self.model.fc).in_features, 1) if lesion else None
+        self.build_lesion_head(cast(nn.Linear, self.model.fc).in_features)
 
     def features(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The last feature map: volume [B, 1, D, H, W] -> [B, channels, d, h, w], after the last ReLU.

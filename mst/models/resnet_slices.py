@@ -15,14 +15,13 @@ class ResNetSliceTransformer(SliceClassifier):
     """A 2D ResNet on every slice and a transformer over the slices.
 
     Args:
-        task, classes, grid, temperature: see `ScanClassifier`.
+        task, classes, grid, temperature, lesion_threshold: see `ScanClassifier`.
         depth: 10, 18, 34 (the paper's), 50, 101 or 152.
         width: channels of the first stage; each further stage doubles them (64 in the paper).
         channels: of the first convolution (3 in the paper: the grey slice goes into each of them).
         first_kernel, first_stride, max_pool: of the first convolution (7, 2 and True in the paper).
         slice_layers, slice_heads, slice_feedforward, slice_positions: see `SliceTransformer` (1, 16, None and 0
             in the paper).
-        lesion: whether the model also tells if there is a lesion at all.
     """
 
     method = "gradcam++"
@@ -44,10 +43,10 @@ class ResNetSliceTransformer(SliceClassifier):
         slice_heads: int = 16,
         slice_feedforward: int | None = None,
         slice_positions: int = 0,
-        lesion: bool = False,
+        lesion_threshold: float | None = None,
         architecture: str = "resnet-slice-transformer",
     ) -> None:
-        super().__init__(task, classes, grid, temperature)
+        super().__init__(task, classes, grid, temperature, lesion_threshold)
         self.channels = channels
         block, blocks = DEPTHS[depth]
         self.encoder = ResNet(
@@ -68,7 +67,6 @@ class ResNetSliceTransformer(SliceClassifier):
             heads=slice_heads,
             feedforward=slice_feedforward,
             positions=slice_positions,
-            lesion=lesion,
         )
 
     def feature_maps(self, slices: Tensor) -> Tensor:

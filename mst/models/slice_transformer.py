@@ -50,7 +50,7 @@ class SliceTransformer(SliceClassifier):
     `SliceClassifier` for the fusion of the slices.
 
     Args:
-        task, classes, grid, temperature: see `ScanClassifier`.
+        task, classes, grid, temperature, lesion_threshold: see `ScanClassifier`.
         encoder: arguments of `transformers.Dinov2Config`, or of `Dinov2WithRegistersConfig` where they name
             `num_register_tokens`; {} is ViT-B/14. `paper_encoder` gives the paper's.
         slice_layers: layers of the slice transformer (paper: 1).
@@ -66,7 +66,6 @@ class SliceTransformer(SliceClassifier):
         stem: arguments of `ConvStem`, such as {"width": 16}: 3D convolutions before the encoder, whose `image_size`
             and `patch_size` then count their features instead of pixels. They show each slice together with what
             lies a few millimetres above and below it. None (paper): the encoder is given the slice alone.
-        lesion: whether the model also tells if there is a lesion at all.
         bottleneck: width that a linear layer brings the encoder's vector to first; None (paper): no such layer.
     """
 
@@ -91,10 +90,10 @@ class SliceTransformer(SliceClassifier):
         bottleneck: int | None = None,
         class_layers: int | None = None,
         stem: dict[str, Any] | None = None,
-        lesion: bool = False,
+        lesion_threshold: float | None = None,
         architecture: str = "slice-transformer",
     ) -> None:
-        super().__init__(task, classes, grid, temperature)
+        super().__init__(task, classes, grid, temperature, lesion_threshold)
         self.zero_first_patch = zero_first_patch
         self.encoder = build_encoder(encoder or {})
         self.class_layers = class_layers
@@ -115,7 +114,6 @@ class SliceTransformer(SliceClassifier):
             positions=slice_positions,
             bottleneck=bottleneck,
             slices=fusion_slices,
-            lesion=lesion,
         )
 
     @property

@@ -44,7 +44,6 @@ class SliceClassifier(ScanClassifier):
         positions: int = 0,
         bottleneck: int | None = None,
         slices: int = 32,
-        lesion: bool = False,
     ) -> None:
         """Makes what follows the encoder.
 
@@ -55,7 +54,6 @@ class SliceClassifier(ScanClassifier):
             positions: learnt slice positions; 0 (paper): the order of the slices does not matter.
             bottleneck: the vectors are brought to this width first; None (paper): they are not.
             slices: how many slices "linear" takes.
-            lesion: whether the model also tells if there is a lesion at all.
 
         Raises:
             ValueError: no such fusion, or slice positions without the transformer.
@@ -69,7 +67,7 @@ class SliceClassifier(ScanClassifier):
         width = bottleneck or width
         if fusion != "transformer":
             self.slice_positions = None
-            self._build_heads(width * (slices if fusion == "linear" else 1), lesion)
+            self._build_heads(width * (slices if fusion == "linear" else 1))
             return
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.slice_positions = nn.Parameter(torch.zeros(1, positions, width)) if positions else None
@@ -79,11 +77,11 @@ class SliceClassifier(ScanClassifier):
         self.slice_fusion = nn.TransformerEncoder(
             layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )
-        self._build_heads(width, lesion)
+        self._build_heads(width)
 
-    def _build_heads(self, width: int, lesion: bool) -> None:
+    def _build_heads(self, width: int) -> None:
         self.linear = nn.Linear(width, len(self.classes))
-        self.lesion_head = nn.Linear(width, 1) if lesion else None
+        self.build_lesion_head(width)
 
     @property
     def ordered(self) -> bool:

@@ -30,7 +30,7 @@ def explain_flips(
 
     Returns:
         As `explain`; the logits are the logarithm of the averaged probabilities, times the model's
-        temperature. `native_saliency` is averaged after flipping back.
+        temperature, and so those of the lesion. `native_saliency` is averaged after flipping back.
 
     Raises:
         CheckpointError, ValueError: as `explain`.
@@ -50,9 +50,11 @@ def explain_flips(
                 out.saliency.flip(axes),
                 out.native_saliency.flip([axis - 1 for axis in axes]),
                 weights,
+                None if out.lesion_logits is None else out.lesion_logits.sigmoid(),
             )
         )
     probabilities = torch.stack([run[0] for run in runs]).mean(0)
+    lesions = [run[4] for run in runs if run[4] is not None]
     slice_weights = [run[3] for run in runs if run[3] is not None]
     return Explanation(
         # A probability may be too small for a float; its logarithm would be infinite.
@@ -61,4 +63,5 @@ def explain_flips(
         native_saliency=torch.stack([run[2] for run in runs]).mean(0),
         slice_weights=torch.stack(slice_weights).mean(0) if slice_weights else None,
         method=method or model.method,
+        lesion_logits=torch.stack(lesions).mean(0).logit(eps=1e-6) if lesions else None,
     )

@@ -405,7 +405,9 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         model.encoder.load_state_dict(load_file(encoder))
     free = float(config.get("free", 0.0))
     if free and model.lesion_head is None:
-        raise TrainingError(f"{config['file']}: free needs a model that tells lesions (model.lesion: true).")
+        raise TrainingError(
+            f"{config['file']}: free needs a model that tells lesions (model.lesion_threshold: 0.5)."
+        )
     trained: nn.Module = ClassTraining(model) if free else model
     dense = None
     stem = getattr(model, "stem", None)
@@ -580,6 +582,8 @@ def publish(
         metrics = summarise(folds, study.task.classes)
         metrics["calibration"] = calibration(folds, study.task.classes)
         model.set_temperature(metrics["calibration"]["temperature"])
+        if "lesion" in metrics:
+            model.set_lesion_threshold(metrics["lesion"]["threshold"])
         how = (
             "with a fixed schedule"
             if stopping is None
