@@ -180,8 +180,10 @@ def _build_parser() -> argparse.ArgumentParser:
     simulated.add_argument(
         "--leave-out",
         type=Path,
+        action="append",
         metavar="CSV",
-        help="a manifest with ratings and diameter_mm: patients who may be these are not used either",
+        help="a manifest: its patients are not used, nor, where it names none of the database, those who may be these "
+        "by ratings and diameter_mm; nor whom a held-out-patients.txt beside it names; may be given more than once",
     )
     simulated.set_defaults(run=_prepare_simulated)
     lidc = _add_dataset(
@@ -344,16 +346,16 @@ def _told(done: int, count: int) -> None:
 
 
 def _prepare_simulated(args: argparse.Namespace) -> int:
-    from mst.data import read_manifest
+    from mst.data import read_manifests
     from mst.data.examples import example_outlines
     from mst.data.outlines import leave_out, read_outlines
     from mst.data.simulated import most_workers, write_simulated
 
-    cases = read_manifest(args.leave_out, get_task("chest-ct").classes) if args.leave_out else []
-    nodules = [(c.ratings, c.ratings["diameter_mm"]) for c in cases if "diameter_mm" in c.ratings]
+    cases, _, held_out = read_manifests(args.leave_out or [], get_task("chest-ct").classes)
+    known = [(case.patient, case.ratings, case.ratings.get("diameter_mm")) for case in cases]
     # A model that learns from these cases may be shown the dashboard's examples, which have real outlines too.
     examples = {outline.patient for outline in example_outlines().values()}
-    outlines, patients = leave_out(read_outlines(args.database), nodules, examples)
+    outlines, patients = leave_out(read_outlines(args.database), known, held_out | examples)
     print(f"Patients left out: {patients}. Outlines that remain: {len(outlines)}.")
 
     manifest = write_simulated(args.out, args.cases, outlines, args.seed, _told, most_workers())

@@ -261,16 +261,24 @@ def matching_patients(
 
 def leave_out(
     outlines: Sequence[Outline],
-    nodules: Sequence[tuple[dict[str, float], float]],
+    cases: Sequence[tuple[str, dict[str, float], float | None]],
     patients: Collection[str] = (),
 ) -> tuple[list[Outline], int]:
-    """The outlines of all patients but those who may be of the given nodules, and how many patients these are.
+    """The outlines of all patients but those who may be of the given cases, and how many patients these are.
+
+    A case whose patient the outlines know by that name leaves out this one; of another case, all patients who may be
+    his, see `matching_patients`.
 
     Args:
-        nodules: see `matching_patients`.
+        cases: (patient, ratings, diameter in mm or None) each.
         patients: further ones to leave out; those without an outline do not count.
     """
-    known = matching_patients(outlines, nodules) | {o.patient for o in outlines if o.patient in patients}
+    there = {outline.patient for outline in outlines}
+    named = there & ({patient for patient, *_ in cases} | set(patients))
+    strangers = [
+        (ratings, size) for patient, ratings, size in cases if patient not in there and size is not None
+    ]
+    known = named | matching_patients(outlines, strangers)
     return [outline for outline in outlines if outline.patient not in known], len(known)
 
 

@@ -317,7 +317,7 @@ def lesion_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     empty = np.array([float(row["lesion_beside"]) for row in rows if given(row, "lesion_beside")])
     if not len(real) or not len(empty):
         return {}
-    threshold = float(np.floor(np.quantile(real, 1 - KEPT_LESIONS) * 1000) / 1000)
+    threshold = float(np.floor(np.quantile(real, 1 - KEPT_LESIONS, method="lower") * 1000) / 1000)
     truth = np.concatenate([np.ones(len(real), bool), np.zeros(len(empty), bool)])
     return {
         "auc": round(float(roc_auc_score(truth, np.concatenate([real, empty]))), 4),

@@ -230,14 +230,16 @@ class Study:
             except FileNotFoundError as error:
                 raise TrainingError(str(error)) from error
             # A size that the manifest gives goes before the mask's, as in `mst prepare simulated --leave-out`.
-            sizes = [
-                (case.case.ratings, case.case.ratings.get("diameter_mm", case.diameter_mm))
+            known = [
+                (
+                    case.case.patient,
+                    case.case.ratings,
+                    case.case.ratings.get("diameter_mm", case.diameter_mm),
+                )
                 for case in self._load(self.cases)
             ]
-            nodules = [(ratings, size) for ratings, size in sizes if size is not None]
-            named = {case.patient for case in self.cases} | self.held_out
-            named |= {outline.patient for outline in example_outlines().values()}
-            outlines, patients = leave_out(outlines, nodules, named)
+            examples = {outline.patient for outline in example_outlines().values()}
+            outlines, patients = leave_out(outlines, known, self.held_out | examples)
             print(f"simulating {settings['cases']} cases; the outlines of {patients} patients are left out")
             start = time.monotonic()
 

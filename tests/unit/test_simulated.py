@@ -90,9 +90,13 @@ def test_patients_of_known_nodules_are_found(database: Path) -> None:
     assert matching_patients(outlines, [(rated, 15.0)]) == {"LIDC-IDRI-0001"}
     assert matching_patients(outlines, [(rated, 6.0)]) == set()
     assert matching_patients(outlines, [({"malignancy": 5.0}, 15.0)]) == set()  # would fit anybody
-    kept, count = leave_out(outlines, [(rated, 15.0)])
+    stranger = ("case-1", rated, 15.0)
+    kept, count = leave_out(outlines, [stranger])
     assert ([outline.patient for outline in kept], count) == (["LIDC-IDRI-0002"], 1)
-    assert leave_out(outlines, [(rated, 15.0)], {"LIDC-IDRI-0002", "LIDC-IDRI-0999"}) == ([], 2)
+    assert leave_out(outlines, [stranger], {"LIDC-IDRI-0002", "LIDC-IDRI-0999"}) == ([], 2)
+    # Who is known by name is left out by it, and nobody else for ratings like his.
+    kept, count = leave_out(outlines, [("LIDC-IDRI-0002", rated, 15.0)])
+    assert ([outline.patient for outline in kept], count) == (["LIDC-IDRI-0001"], 1)
 
 
 def test_a_few_outlines_are_kept_in_a_file(database: Path, tmp_path: Path) -> None:
