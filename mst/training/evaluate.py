@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ OFF = tuple(f"probability_off_{number + 1}" for number in range(PLACES))
 BASELINES = ("middle", "brightest", "random")
 POINTING = ("pointing_off", *(f"pointing_{name}" for name in BASELINES))
 TOP_SLICE = ("top_slice_off", "top_slice_middle", "top_slice_random")
+LOCALISATION = (
+    ("the map's maximum within 2 mm of the mask", "pointing_off_centre", "pointing"),
+    ("the most weighted slice shows the lesion", "top_slice_off_centre", "top_slice"),
+)
 COLUMNS = (
     "case",
     "patient",
@@ -263,20 +268,42 @@ def given(row: Mapping[str, Any], name: str) -> bool:
 RULES: dict[str, Callable[[float], float]] = {"mean": float, "rounded": round}
 
 
-def by_rule(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The AUC for each data set and rule, on all cases and on those that three readers or more have rated.
+@dataclass(frozen=True)
+class Group:
+    """Cases of one data set whose ratings one rule makes classes of.
 
-    Each stands beside that of the diameter, with DeLong's intervals and the paired test of the two.
+    Attributes:
+        dataset, rule: names; `readers`: the fewest that have rated each case.
+        cases: their names.
+        truth: bool [n], the last class; scores, sizes: float [n], the model's probability of it and millimetres.
     """
+
+    dataset: str
+    rule: str
+    readers: int
+    cases: tuple[str, ...]
+    truth: np.ndarray
+    scores: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def counts(self) -> str:
+        return f"{int((~self.truth).sum())}, {int(self.truth.sum())}"
+
+
+def groups_of(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Rows by data set and rule, all of them and those that three readers or more have rated."""
     groups = []
-    for dataset in sorted({row["dataset"] for row in rows if row.get("dataset")}):
+    known = [
+        row for row in rows if all(given(row, k) for k in ("dataset", "malignancy", "readers", "diameter_mm"))
+    ]
+    for dataset in sorted({row["dataset"] for row in known}):
         for readers in (1, 3):
             for rule, level in RULES.items():
                 kept = [
                     row
-                    for row in rows
-                    if row.get("dataset") == dataset
-                    and all(given(row, name) for name in ("malignancy", "readers", "diameter_mm"))
+                    for row in known
+                    if row["dataset"] == dataset
                     and float(row["readers"]) >= readers
                     and level(float(row["malignancy"])) != 3
                 ]
@@ -286,25 +313,34 @@ def by_rule(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[d
                 scores, sizes = (
                     np.array([float(row[name]) for row in kept]) for name in ("probability", "diameter_mm")
                 )
-                area, by_size = auc(truth, scores), auc(truth, sizes)
-                test = delong_test(truth, scores, sizes)
-                groups.append(
-                    {
-                        "dataset": dataset,
-                        "rule": rule,
-                        "readers": readers,
-                        f"n_{classes[0]}": int((~truth).sum()),
-                        f"n_{classes[-1]}": int(truth.sum()),
-                        "auc": round(area.value, 4),
-                        "auc_ci95": [round(limit, 4) for limit in area.ci95],
-                        "diameter_auc": round(by_size.value, 4),
-                        "diameter_auc_ci95": [round(limit, 4) for limit in by_size.ci95],
-                        "difference": round(test.value, 4),
-                        "difference_ci95": [round(limit, 4) for limit in test.ci95],
-                        "p": round(test.p, 4),
-                    }
-                )
+                names = tuple(row["case"] for row in kept)
+                groups.append(Group(dataset, rule, readers, names, truth, scores, sizes))
     return groups
+
+
+def by_rule(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The AUC of each of `groups_of`, beside the diameter's, with DeLong's intervals and the paired test of the two."""
+    found = []
+    for group in groups_of(rows):
+        area, by_size = auc(group.truth, group.scores), auc(group.truth, group.sizes)
+        test = delong_test(group.truth, group.scores, group.sizes)
+        found.append(
+            {
+                "dataset": group.dataset,
+                "rule": group.rule,
+                "readers": group.readers,
+                f"n_{classes[0]}": int((~group.truth).sum()),
+                f"n_{classes[-1]}": int(group.truth.sum()),
+                "auc": round(area.value, 4),
+                "auc_ci95": [round(limit, 4) for limit in area.ci95],
+                "diameter_auc": round(by_size.value, 4),
+                "diameter_auc_ci95": [round(limit, 4) for limit in by_size.ci95],
+                "difference": round(test.value, 4),
+                "difference_ci95": [round(limit, 4) for limit in test.ci95],
+                "p": round(test.p, 4),
+            }
+        )
+    return found
 
 
 def _both(truth: np.ndarray) -> bool:

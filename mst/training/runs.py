@@ -51,6 +51,7 @@ from mst.training.datasets import (
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
 from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
+from mst.training.table import read_folds, table
 from mst.training.teacher import Teacher
 from mst.training.trainer import best_evaluation, fit
 
@@ -337,7 +338,17 @@ def run(
                 if processes.is_main():
                     publish(study, step, model, target, command)
                 written.append(target)
+    if processes.is_main():
+        print_table(study, [step for step in steps if step["kind"] == "classifier"])
     return written
+
+
+def print_table(study: Study, configs: Sequence[Config]) -> None:
+    """The figures of all of these models whose folds are there, side by side."""
+    found = {config["name"]: read_folds(study.runs / config["name"], study.folds) for config in configs}
+    whole = {name: folds for name, folds in found.items() if folds is not None}
+    if whole:
+        print(f"\n{table(whole, study.task.classes)}\n", flush=True)
 
 
 def train_encoder(study: Study, config: Config, part: str) -> Path:
@@ -530,7 +541,8 @@ def build_model(config: Config, study: Study) -> ScanClassifier:
     """The untrained model of a classifier's config.
 
     What its pre-training gives is taken from there: an MST's encoder, or the whole model. Where `model.encoder` is a
-    name ("facebook/dinov2-small", or a folder), that pre-trained DINOv2 is put in with its weights.
+    name ("facebook/dinov2-small", or a folder), that pre-trained DINOv2 is put in with its weights, or its first
+    `model.encoder_layers` blocks alone.
     """
     before = config.get("pretraining") or {}
     if before.get("kind") == "classifier":
@@ -547,7 +559,8 @@ def build_model(config: Config, study: Study) -> ScanClassifier:
         if isinstance(settings.get("encoder"), str):
             _, rows, columns = study.task.grid.override(settings.get("grid") or {}).shape
             side = rows if rows == columns else None
-            settings["encoder"], weights = pretrained_encoder(settings["encoder"], side)
+            layers = settings.pop("encoder_layers", None)
+            settings["encoder"], weights = pretrained_encoder(settings["encoder"], side, layers)
         model = ARCHITECTURES[settings["architecture"]](
             task=study.task.key, classes=list(study.task.classes), **settings
         )

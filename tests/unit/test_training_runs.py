@@ -102,7 +102,8 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     one, two = _one_process_and_two(TORCHRUN, config, data, tmp_path)
     assert len(two["loss"]) == 6
     for key, curve in one.items():
-        assert np.allclose(curve, two[key], atol=1e-5), key
+        # AdamW divides the first gradients by their own size, so float noise in the small ones grows.
+        assert np.allclose(curve, two[key], atol=5e-5), key
 
 
 @pytest.mark.slow
