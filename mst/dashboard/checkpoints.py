@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mst.models import CheckpointError
+from mst.models import CheckpointError, checkpoint_metrics
 from mst.models.loading import checkpoints_folder
 from mst.prediction import LABELS, checkpoints_for
 from mst.tasks import Task
+from mst.words import duration
 
 
 def checkpoint_folders(task: Task, model: str) -> dict[str, Path]:
     """Name -> folder of what can stand for the model "mst" or "resnet", the one to use unasked first."""
     base = checkpoints_folder()
     return {folder.relative_to(base).as_posix(): folder for folder in checkpoints_for(task, model)}
+
+
+def checkpoint_label(name: str, folder: Path) -> str:
+    """A checkpoint's name, with what it costs in time where that was measured."""
+    try:
+        seconds = checkpoint_metrics(folder).get("seconds")
+    except CheckpointError:
+        return name  # told when it is used
+    if seconds is None:
+        return name
+    cores = seconds["cpu_cores"]
+    return f"{name} ({duration(seconds['median'])} on {cores} CPU core{'' if cores == 1 else 's'})"
 
 
 def checkpoint_named(task: Task, model: str, name: str | None) -> Path | None:

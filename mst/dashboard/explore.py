@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 
 from mst.coordinates import parse_center
 from mst.dashboard import cards
-from mst.dashboard.checkpoints import checkpoint_folders
+from mst.dashboard.checkpoints import checkpoint_folders, checkpoint_label
 from mst.dashboard.gate import EXAMPLES_FOLDER, UNEXPECTED
 from mst.dashboard.store import (
     Inputs,
@@ -516,10 +516,11 @@ def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:
 
 
 def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
-    names = list(checkpoint_folders(task, model))
-    if not names:
+    folders = checkpoint_folders(task, model)
+    if not folders:
         return {"choices": [("none at hand", "")], "value": ""}
-    return {"choices": names, "value": names[0]}
+    choices = [(checkpoint_label(name, folder), name) for name, folder in folders.items()]
+    return {"choices": choices, "value": choices[0][1]}
 
 
 def _box(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:
