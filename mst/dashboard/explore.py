@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 
 from mst.coordinates import parse_center
 from mst.dashboard import cards
-from mst.dashboard.checkpoints import checkpoint_folders, checkpoint_label
+from mst.dashboard.checkpoints import checkpoint_costs, checkpoint_folders
 from mst.dashboard.gate import EXAMPLES_FOLDER, UNEXPECTED
 from mst.dashboard.store import (
     Inputs,
@@ -518,9 +518,9 @@ def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:
 def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
     folders = checkpoint_folders(task, model)
     if not folders:
-        return {"choices": [("none at hand", "")], "value": ""}
-    choices = [(checkpoint_label(name, folder), name) for name, folder in folders.items()]
-    return {"choices": choices, "value": choices[0][1]}
+        return {"choices": [("none at hand", "")], "value": "", "info": None}
+    names = list(folders)
+    return {"choices": names, "value": names[0], "info": checkpoint_costs(folders)}
 
 
 def _box(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:

@@ -110,7 +110,7 @@ def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, ti
 <dl>{rows}<dt>Date</dt><dd>{date.today().isoformat()}</dd></dl>
 {_listed("mstr-notes", notes)}
 {_listed("mstr-warnings", warnings)}
-{f'<p class="mstr-agreement">{escape(said)}</p>' if said else ""}
+{f'<p class="mstr-agreement{" mstr-doubtful" if warnings else ""}">{escape(said)}</p>' if said else ""}
 <div class="mstr-models{" mstr-doubtful" if warnings else ""}">{models}</div>
 {viewer_html(payload)}
 </body>

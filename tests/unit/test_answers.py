@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from small_study import write_cases, write_lesion_models
 import mst
 from mst.cli import main
 from mst.dashboard.cards import prediction_cards
-from mst.dashboard.checkpoints import checkpoint_label
 from mst.dashboard.explore import _checkpoint_choices, predict_files
 from mst.data.examples import example_file
 from mst.models import ResNet3D
@@ -247,14 +247,14 @@ def test_a_checkpoint_that_was_timed_says_what_it_costs(
     monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
     figures = tmp_path / "chest-ct-mst" / "metrics.json"
     figures.write_text('{"seconds": {"cpu_cores": 2, "median": 3.2}}')
+    shutil.copytree(figures.parent, tmp_path / "other")
+    (tmp_path / "other" / "metrics.json").write_text('{"seconds": {"cpu_cores": 1, "median": 0.4}}')
     offered = _checkpoint_choices(CHEST, "mst")
-    assert offered["choices"] == [("chest-ct-mst (about 3 s on 2 CPU cores)", "chest-ct-mst")]
-    assert offered["value"] == "chest-ct-mst"
-    assert _checkpoint_choices(CHEST, "resnet")["choices"] == [("chest-ct-resnet", "chest-ct-resnet")]
-    for text, label in (
-        ('{"seconds": {"cpu_cores": 1, "median": 0.4}}', "a (under 1 s on 1 CPU core)"),
-        ('{"seconds": null}', "a"),
-        ('{"seconds": 3}', "a"),  # told when it is used
-    ):
+    assert offered["choices"] == ["chest-ct-mst", "other"]
+    assert offered["info"] == "chest-ct-mst: about 3 s on 2 CPU cores; other: under 1 s on 1 CPU core"
+    assert _checkpoint_choices(CHEST, "resnet")["info"] is None
+    # Where another study has none at hand, nothing of this one's stays.
+    assert _checkpoint_choices(TASKS["knee-mri"], "mst")["info"] is None
+    for text in ('{"seconds": null}', "{}", '{"seconds": 3}'):  # what is damaged is told when it is used
         figures.write_text(text)
-        assert checkpoint_label("a", figures.parent) == label
+        assert _checkpoint_choices(CHEST, "mst")["info"] == "other: under 1 s on 1 CPU core"

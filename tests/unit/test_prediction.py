@@ -176,10 +176,10 @@ def test_a_person_chooses_among_all_checkpoints_of_a_study(
     save_model(small_resnet, tmp_path / "paper" / "resnet")
     monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
     offered = _checkpoint_choices(CHEST, "mst")
-    assert offered["choices"] == [(name, name) for name in ("chest-ct-mst", "a-converted", "b-other")]
+    assert offered["choices"] == ["chest-ct-mst", "a-converted", "b-other"]
     # What others put beside the study's own checkpoint does not take its place unasked.
     assert offered["value"] == "chest-ct-mst"
-    assert _checkpoint_choices(CHEST, "resnet")["choices"] == [("paper/resnet", "paper/resnet")]
+    assert _checkpoint_choices(CHEST, "resnet")["choices"] == ["paper/resnet"]
     assert _checkpoint_choices(TASKS["knee-mri"], "mst")["value"] == ""
     assert {name: r.checkpoint for name, r in mst.predict(scan).items()} == {
         "mst": "chest-ct-mst",
