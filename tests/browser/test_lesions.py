@@ -85,6 +85,11 @@ def test_the_page_dims_the_answer_of_the_model_that_sees_none(
     expect(page.locator(".mst-question")).to_contain_text("The 3D ResNet sees no nodule in this region; ")
     assert len(set(bars(page, "[data-model=resnet] .mst-track div"))) == 1  # no class stands out
     assert len(set(bars(page, "[data-model=mst] .mst-track div"))) == 2
+    weights = [
+        int(card.locator("h3").evaluate("(title) => getComputedStyle(title).fontWeight"))
+        for card in (blind, seeing)
+    ]
+    assert weights[0] < weights[1]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert problems(page) == []
     page.locator(".mst-predictions").screenshot(path=tmp_path / "answers.png")

@@ -76,12 +76,10 @@ def test_what_is_said_of_one_model(results: dict[str, Prediction]) -> None:
 
 
 def test_how_the_models_agree(results: dict[str, Prediction]) -> None:
-    mst_, resnet = results["mst"], results["resnet"]
-    sure, sees = (
-        saying(mst_, "malignant", 0.81),
-        replace(mst_, prediction="benign", probabilities={"benign": 0.62}),
-    )
-    blind = "The 3D ResNet sees no nodule in this region; the Medical Slice Transformer"
+    transformer, resnet = results["mst"], results["resnet"]
+    sure = saying(transformer, "malignant", 0.81)
+    sees = replace(transformer, prediction="benign", probabilities={"benign": 0.62, "malignant": 0.38})
+    blind = replace(transformer, lesion_probability=0.1)
     for first, second, sentence in (
         (sure, saying(resnet, "malignant", 0.74), "Both models say malignant (81% and 74%)."),
         (
@@ -90,14 +88,22 @@ def test_how_the_models_agree(results: dict[str, Prediction]) -> None:
             "The models disagree: the Medical Slice Transformer says malignant (81%), the 3D ResNet says benign (over "
             "99%).",
         ),
-        (sure, resnet, f"{blind} says malignant (81%)."),
-        (sees, resnet, f"{blind} sees one and says benign (62%)."),
         (
+            sure,
             resnet,
-            saying(resnet, "benign", 0.6),
-            "The 3D ResNet sees no nodule in this region; the 3D ResNet says benign (60%).",
+            "The 3D ResNet sees no nodule in this region; the Medical Slice Transformer says malignant (81%).",
         ),
-        (resnet, resnet, "Neither model sees a nodule in this region; their answers mean nothing."),
+        (
+            sees,
+            resnet,
+            "The 3D ResNet sees no nodule in this region; the Medical Slice Transformer sees one and says benign (62%).",
+        ),
+        (
+            blind,
+            saying(resnet, "benign", 0.6),
+            "The Medical Slice Transformer sees no nodule in this region; the 3D ResNet says benign (60%).",
+        ),
+        (blind, resnet, "Neither model sees a nodule in this region; their answers mean nothing."),
     ):
         assert agreement(CHEST, {"mst": first, "resnet": second}) == sentence
 
