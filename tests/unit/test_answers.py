@@ -96,7 +96,8 @@ def test_how_the_models_agree(results: dict[str, Prediction]) -> None:
         (
             sees,
             resnet,
-            "The 3D ResNet sees no nodule in this region; the Medical Slice Transformer sees one and says benign (62%).",
+            "The 3D ResNet sees no nodule in this region; the Medical Slice Transformer sees one and says benign "
+            "(62%).",
         ),
         (
             blind,
