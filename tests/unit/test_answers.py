@@ -1,13 +1,15 @@
 """Whether a model sees anything to classify, and how both models agree: the same words wherever answers are shown."""
 
 import csv
-import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from pypdf import PdfReader
 from small_study import write_cases, write_lesion_models
 
@@ -18,6 +20,7 @@ from mst.dashboard.explore import _checkpoint_choices, predict_files
 from mst.data.examples import example_file
 from mst.models import ResNet3D
 from mst.models.loading import load_model, save_model
+from mst.pdf_report import COLOURS
 from mst.prediction import Prediction
 from mst.results import agreement, answer_notes, answer_warnings, prediction_record, write_results
 from mst.scans import Scan
@@ -183,10 +186,24 @@ def test_the_answer_of_the_model_that_sees_none_alone_is_dimmed(
 def test_the_pdf_says_it_beside_the_answer(
     scan: Scan, results: dict[str, Prediction], tmp_path: Path
 ) -> None:
-    def pages(scan: Scan, results: dict[str, Prediction]) -> list[str]:
-        content = write_results(tmp_path, scan, CHEST, results)["report.pdf"].read_bytes()
-        return [" ".join(page.extract_text().split()) for page in PdfReader(io.BytesIO(content)).pages]
+    def document(scan: Scan, results: dict[str, Prediction]) -> PdfReader:
+        return PdfReader(write_results(tmp_path, scan, CHEST, results)["report.pdf"])
 
+    def pages(scan: Scan, results: dict[str, Prediction]) -> list[str]:
+        return [" ".join(page.extract_text().split()) for page in document(scan, results).pages]
+
+    def coloured(results: dict[str, Prediction]) -> list[str]:
+        """The models whose own colour is on the first page."""
+        drawn = document(scan, results).pages[0].get_contents().get_data().decode("latin-1")
+        fills = [tuple(map(float, fill)) for fill in re.findall(r"([\d.]+) ([\d.]+) ([\d.]+) rg", drawn)]
+        return [
+            name
+            for name, colour in COLOURS.items()
+            if any(np.allclose(to_rgb(colour), f, atol=0.01) for f in fills)
+        ]
+
+    assert coloured(results) == ["mst"]
+    assert coloured({name: plain(result) for name, result in results.items()}) == ["mst", "resnet"]
     first, _ = pages(scan, results)
     assert first.index(agreement(CHEST, results)) < first.index(SEEN) < first.index(NONE)
     assert first.index(NONE) < first.index("Where each model looked")
