@@ -433,7 +433,15 @@ def _predict(args: argparse.Namespace) -> int:
 
     # Imported once the input has proved readable: torch takes seconds, and bad input should be told at once.
     from mst.prediction import LABELS, predict
-    from mst.results import missing_models, scan_notes, scan_warnings, write_results
+    from mst.results import (
+        agreement,
+        answer_notes,
+        answer_warnings,
+        missing_models,
+        scan_notes,
+        scan_warnings,
+        write_results,
+    )
     from mst.words import clipped
 
     results = predict(
@@ -448,15 +456,21 @@ def _predict(args: argparse.Namespace) -> int:
     task = get_task(args.task)
     notes = [*scan.notes, *told, *scan_notes(scan, task), *missing_models(task, results)]
     files = write_results(args.out, scan, task, results, mask, tell=notes.append)
+    titles = {name: result.title or LABELS[name] for name, result in results.items()}
     warnings = scan_warnings(scan, task)
+    for name, result in results.items():
+        notes += [f"{titles[name]}: {note}" for note in answer_notes(task, result)]
+        warnings += [f"{titles[name]}: {warning}" for warning in answer_warnings(task, result)]
+    notes += [warning for warning in warnings if warning not in notes]
     for note in sorted(notes, key=warnings.__contains__):  # a warning stands right above the answers
         print(f"{'warning' if note in warnings else 'note'}: {clipped(note)}")
     print(next(iter(results.values())).spot.text)
-    titles = {name: result.title or LABELS[name] for name, result in results.items()}
     width = max(map(len, titles.values()))
     for name, result in results.items():
         chances = "  ".join(f"{label} {p:.1%}" for label, p in result.probabilities.items())
         print(f"{titles[name]:<{width}}  {chances}  ({result.checkpoint}, {result.seconds:.2f} s)")
+    if said := agreement(task, results):
+        print(said)
     maps = "NIfTI and DICOM" if any(name.endswith(".dcm") for name in files) else "NIfTI"
     print(f"Wrote {args.out}/prediction.json, the saliency maps ({maps}), report.html and report.pdf.")
     return 0
@@ -485,10 +499,14 @@ def _predict_cohort(args: argparse.Namespace) -> int:
     )
     width = max(map(len, LABELS.values()))
     for name, label in LABELS.items():
-        answers = [row[f"{name}_prediction"] for row in rows if row.get(f"{name}_prediction")]
-        if answers:
-            counts = ", ".join(f"{answers.count(answer)} {answer}" for answer in study.classes)
-            print(f"{label:<{width}}  {counts}")
+        answered = [row for row in rows if row.get(f"{name}_prediction")]
+        if answered:
+            # What a model says of a region in which it sees nothing is no answer.
+            answers = [row[f"{name}_prediction"] for row in answered if row.get(f"{name}_lesion_seen") != "0"]
+            counts = [f"{answers.count(answer)} {answer}" for answer in study.classes]
+            if unseen := len(answered) - len(answers):
+                counts.append(f"{unseen} without a {study.lesion} that it sees")
+            print(f"{label:<{width}}  {', '.join(counts)}")
     for note in missing_models(study, [name for name in LABELS if f"{name}_prediction" in rows[0]]):
         print(f"note: {note}")
     print(f"Wrote {args.out}/predictions.csv and a folder for each of {len(rows)} cases.")

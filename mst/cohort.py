@@ -31,6 +31,7 @@ from mst.tasks import Task
 PREDICTIONS = "predictions.csv"
 ABOUT = ("case", "patient", "fold", "label", "center_x", "center_y", "center_z", "center_by", "diameter_mm")
 OF_MODEL = ("probability", "prediction", *MEASURES)
+OF_LESION = ("lesion_probability", "lesion_seen")  # of models that can tell
 FOLD = "{fold}"
 HEADERS, HEADER_BYTES = (".mhd", ".mha", ".nhdr", ".nrrd"), 64 * 1024  # whose voxels may lie in a file beside
 Row = dict[str, str]  # of predictions.csv
@@ -92,8 +93,6 @@ def predict_cohort(
         for name, row in _read_rows(out / PREDICTIONS).items()
         if row["key"] == keys.get(name) and (not folders or _is_whole(out, row, places[name]))
     }
-    columns = [*ABOUT, *(["folder"] if folders else [])]
-    columns += [f"{name}_{column}" for name in given for column in OF_MODEL]
     failed: list[ManifestError] = []
     # Fold by fold, so that each fold's models are loaded once.
     for case in sorted(cases, key=lambda case: case.fold):
@@ -118,13 +117,13 @@ def predict_cohort(
                 for note in notes:
                     tell(f"{case.name}: {note}")
             rows[case.name] = row | {"key": keys[case.name]}
-            write_whole(out / PREDICTIONS, _as_csv(_ordered(rows, cases), columns))
+            write_whole(out / PREDICTIONS, _as_csv(_ordered(rows, cases), list(given), folders))
         on_case(len(rows), len(cases))
     if failed:
         others = ", ".join(str(error).split(":")[0].rsplit(", ", 1)[-1] for error in failed[1:])
         raise ManifestError(str(failed[0]) + (f" Also unusable: {others}." if others else ""))
     ordered = _ordered(rows, cases)
-    write_whole(out / PREDICTIONS, _as_csv(ordered, columns))
+    write_whole(out / PREDICTIONS, _as_csv(ordered, list(given), folders))
     return ordered
 
 
@@ -172,7 +171,8 @@ def _fingerprint(checkpoint: str, task: Task) -> str:
     """Of a checkpoint's weights and settings, wherever it lies."""
     model = cached_model(checkpoint)
     check_study(model, checkpoint, task)
-    digest = hashlib.sha256(repr((model.title, model.classes, model.grid, model.temperature)).encode())
+    settings = (model.title, model.classes, model.grid, model.temperature, model.lesion_threshold)
+    digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -237,6 +237,9 @@ def _predict_case(
     for name, result in results.items():
         row[f"{name}_probability"] = _text(result.probabilities[task.classes[-1]])
         row[f"{name}_prediction"] = result.prediction
+        if result.lesion_probability is not None:
+            row[f"{name}_lesion_probability"] = _text(result.lesion_probability)
+            row[f"{name}_lesion_seen"] = _text(result.lesion_seen)
         for measure in MEASURES:
             row[f"{name}_{measure}"] = _text((result.metrics or {}).get(measure))
     return row, scan, mask, results
@@ -262,7 +265,12 @@ def _text(value: float | bool | None) -> str:
     return str(int(value)) if isinstance(value, bool) else f"{value:.9g}"
 
 
-def _as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def _as_csv(rows: Sequence[Row], models: Sequence[str], folders: bool) -> str:
+    columns = [*ABOUT, *(["folder"] if folders else [])]
+    for name in models:
+        columns += [f"{name}_{column}" for column in OF_MODEL]
+        if any(row.get(f"{name}_lesion_seen") for row in rows):
+            columns += [f"{name}_{column}" for column in OF_LESION]
     file = io.StringIO()
     writer = csv.DictWriter(file, [*columns, "key"], restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -281,7 +289,11 @@ def _read_rows(path: Path) -> dict[str, Row]:
 
 def _is_finished(row: Row) -> bool:
     """Whether a row is as it was written; one that was edited since is computed again."""
-    numbers = ("diameter_mm", *ABOUT[4:7], *(c for c in row if c and c.endswith(("_probability", *MEASURES))))
+    numbers = (
+        "diameter_mm",
+        *ABOUT[4:7],
+        *(c for c in row if c and c.endswith(("_probability", "_lesion_seen", *MEASURES))),
+    )
     try:
         return bool(row["case"] and row["key"]) and all(np.isfinite(float(row[c] or 0)) for c in numbers)
     except (KeyError, TypeError, ValueError):

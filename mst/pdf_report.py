@@ -55,12 +55,14 @@ MAP = colormaps["viridis"]
 DOTS_PER_INCH = 220
 # As the viewer first shows a map.
 OPACITY, MARGIN = 0.6, 0.2
+PAD = 3.5  # within an answer's panel
 # The letters at both ends of a canonical axis: where its index grows to, and where it comes from.
 LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
 HOW_TO_READ = (
     "Attention and Grad-CAM show what a model attended to, not why, and not where a lesion ends. The two maps have no "
     "common unit: each is coloured up to its own maximum. The probabilities are those of two neural networks for the "
-    "region above alone; the models answer for any region, whether or not it shows a lesion."
+    "region above alone; the models answer for any region, whether or not it shows a lesion. A model that can tell "
+    "whether there is one says so beside its answer."
 )
 
 
@@ -140,10 +142,9 @@ def report_pdf(
     """
     now = datetime.now().astimezone()
     name = clipped(record["scan"]["name"], LONGEST_NAME)
-    warnings = [str(warning) for warning in record["scan"]["warnings"]]
     with drawing(SETTINGS):
         document = _Document(name, now)
-        _result(document, scan, task, results, window, mask, warnings)
+        _result(document, record, scan, task, results, window, mask)
         document.new_page()
         _details(document, record, scan, results)
         return document.saved(f"{task.title} - {name}", task.question)
@@ -293,31 +294,24 @@ class _Document:
 
 def _result(
     document: _Document,
+    record: Mapping[str, Any],
     scan: Scan,
     task: Task,
     results: Mapping[str, Prediction],
     window: Window,
     mask: np.ndarray | None,
-    warnings: Sequence[str],
 ) -> None:
     """The first page: the question, the answers and the slices behind them."""
     document.paragraph(task.title, 17, bold=True, after=0.5)
     document.paragraph(task.question, 11, MUTED, after=3)
     document.boxed(DISCLAIMER, WARNING)
     first = next(iter(results.values()))
-    if len(results) > 1:
-        same = len({result.prediction for result in results.values()}) == 1
-        verdict = f"Both models say {first.prediction}. " if same else "The two models disagree. "
-    else:
-        verdict = ""
+    warnings = [str(warning) for warning in record["scan"]["warnings"]]
     for warning in warnings:
         document.boxed(warning, DOUBT)
-    document.paragraph(verdict + first.spot.text, 9.5, MUTED if warnings else TEXT, after=3)
-    top = document.y
-    width = (RIGHT - LEFT - 6) / 2
-    for number, (name, result) in enumerate(results.items()):
-        document.y = top
-        _answer(document, name, result, LEFT + number * (width + 6), width, doubtful=bool(warnings))
+    where = [record["agreement"]] if "agreement" in record else []
+    document.paragraph(" ".join([*where, first.spot.text]), 9.5, MUTED if warnings else TEXT, after=3)
+    _answers(document, record, results, doubtful=bool(warnings))
     document.y += 1
     document.heading("Where each model looked")
     canonical = scan.canonical()
@@ -337,35 +331,68 @@ def _result(
     document.paragraph(caption, 7.5, MUTED, after=0)
 
 
-def _answer(
-    document: _Document, name: str, result: Prediction, x: float, width: float, doubtful: bool
+def _answers(
+    document: _Document, record: Mapping[str, Any], results: Mapping[str, Prediction], doubtful: bool
 ) -> None:
-    """A model's probabilities as bars, with its measured AUC; dimmed where they are not to be trusted."""
-    top, pad = document.y, 3.5
-    height = 13 + 6.2 * len(result.probabilities) + 8 + (4.5 if doubtful else 0)
-    colour, text = (DIMMED, MUTED) if doubtful else (COLOURS[name], TEXT)
-    document.box(x, top, width, height, PANEL)
-    document.box(x, top, 0.9, height, colour)
-    y = top + 6.5
-    title, room = result.title or LABELS[name], width - 2 * pad
+    """The models' answers beside each other, equally high."""
+    width, top = (RIGHT - LEFT - 6) / 2, document.y
+    room = width - 2 * PAD
+    # What is said of an answer alone, in lines, and whether it is that it means nothing.
+    said = {}
+    for name in results:
+        entry = record["models"][name]
+        warnings = [line for text in entry.get("warnings", []) for line in _lines(text, room, 8.5, bold=True)]
+        notes = [line for text in entry.get("notes", []) for line in _lines(text, room, 8)]
+        said[name] = (warnings, notes)
+    height = max(
+        13
+        + 6.2 * len(result.probabilities)
+        + 8
+        + 4.5 * (doubtful + len(said[name][0]))
+        + 4.2 * len(said[name][1])
+        for name, result in results.items()
+    )
+    for number, (name, result) in enumerate(results.items()):
+        warnings, notes = said[name]
+        tags = [DOUBTFUL] * doubtful + warnings
+        x = LEFT + number * (width + 6)
+        document.box(x, top, width, height, PANEL)
+        document.box(x, top, 0.9, height, DIMMED if tags else COLOURS[name])
+        _answer(document, name, result, x, top, width, tags, notes)
+    document.y = top + height
+
+
+def _answer(
+    document: _Document,
+    name: str,
+    result: Prediction,
+    x: float,
+    y: float,
+    width: float,
+    tags: Sequence[str],
+    notes: Sequence[str],
+) -> None:
+    """A model's probabilities as bars, with its measured AUC; dimmed where a tag says that they are worth nothing."""
+    colour, text = (DIMMED, MUTED) if tags else (COLOURS[name], TEXT)
+    y += 6.5
+    title, room = result.title or LABELS[name], width - 2 * PAD
     size = 10.0 if len(_lines(title, room, 10, bold=True)) == 1 else 8.5
-    document.write(_shortened(title, room, size, bold=True), x + pad, y, size, text, bold=not doubtful)
-    if doubtful:
+    document.write(_shortened(title, room, size, bold=True), x + PAD, y, size, text, bold=not tags)
+    for tag in tags:
         y += 4.5
-        document.write(DOUBTFUL, x + pad, y, 8.5, DOUBT, bold=True)
+        document.write(tag, x + PAD, y, 8.5, DOUBT, bold=True)
     for label, probability in result.probabilities.items():
         y += 6.2
-        likely = label == result.prediction and not doubtful
-        document.write(label, x + pad, y, 8.5, text, bold=likely)
+        likely = label == result.prediction and not tags
+        document.write(label, x + PAD, y, 8.5, text, bold=likely)
         start, length = x + 26, width - 26 - 17
         document.box(start, y - 2.6, length, 3.1, LINE)
         document.box(start, y - 2.6, max(length * probability, 0.01), 3.1, colour)
-        document.write(f"{100 * probability:.1f}%", x + width - pad, y, 8.5, text, bold=likely, align="right")
+        document.write(f"{100 * probability:.1f}%", x + width - PAD, y, 8.5, text, bold=likely, align="right")
     y += 7
-    document.write(_known(result), x + pad, y, 8, MUTED)
-    y += 4.2
-    document.write(_shortened(f"Checkpoint {result.checkpoint}", width - 2 * pad, 8), x + pad, y, 8, MUTED)
-    document.y = top + height
+    for line in (*notes, _known(result), _shortened(f"Checkpoint {result.checkpoint}", room, 8)):
+        document.write(line, x + PAD, y, 8, MUTED)
+        y += 4.2
 
 
 def _known(result: Prediction) -> str:

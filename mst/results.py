@@ -16,7 +16,16 @@ from mst.scans.hounsfield import hounsfield_shift
 from mst.scans.scan import Caution
 from mst.tasks import Task, Window
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
-from mst.words import DISCLAIMER, LONGEST_NAME, METHOD_LABELS, clipped, short_label
+from mst.words import (
+    DISCLAIMER,
+    LONGEST_NAME,
+    METHOD_LABELS,
+    clipped,
+    none_seen,
+    one_seen,
+    percent,
+    short_label,
+)
 
 # Everything that a result can consist of; whoever finds prediction.json finds the rest as well.
 RESULT_FILES = (
@@ -52,6 +61,8 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
         "models": {},
         "disclaimer": DISCLAIMER,
     }
+    if said := agreement(task, results):
+        record["agreement"] = said
     for name, result in results.items():
         entry: dict[str, Any] = {
             "checkpoint": result.checkpoint,
@@ -61,6 +72,12 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
             "seconds": round(result.seconds, 3),
             "method": result.method,
         }
+        if result.lesion_probability is not None:
+            entry["lesion_probability"] = round(result.lesion_probability, 4)
+        if notes := answer_notes(task, result):
+            entry["notes"] = notes
+        if warnings := answer_warnings(task, result):
+            entry["warnings"] = warnings
         if "auc" in result.validation:
             entry["validation_auc"] = result.validation["auc"]
             entry["validation_protocol"] = clipped(result.validation.get("protocol", ""))
@@ -83,6 +100,54 @@ def missing_models(task: Task, results: Collection[str]) -> list[str]:
         for name in LABELS
         if name not in results
     ]
+
+
+def answer_warnings(task: Task, result: Prediction) -> list[str]:
+    """Why one model's answer means nothing, whatever the scan: there is nothing to classify, as far as it can tell.
+
+    Where there is one, every page and report dims that model's answer and says it beside it.
+    """
+    return [] if result.lesion_seen else [none_seen(task.lesion)]
+
+
+def answer_notes(task: Task, result: Prediction) -> list[str]:
+    """What one model tells beside its answer: that there is something to classify. [] where it cannot tell."""
+    if result.lesion_probability is None or not result.lesion_seen:
+        return []
+    return [one_seen(task.lesion, result.lesion_probability)]
+
+
+def agreement(task: Task, results: Mapping[str, Prediction]) -> str:
+    """How the two models' answers stand to each other, in a sentence; "" where only one answered.
+
+    Whether they say the same class and with what probability each, or not, or that one has nothing to classify.
+    """
+    if len(results) < 2:
+        return ""
+    called = {name: f"the {result.title or LABELS[name]}" for name, result in results.items()}
+    answers = {
+        name: f"{result.prediction} ({percent(result.probabilities[result.prediction])})"
+        for name, result in results.items()
+    }
+    seeing = [name for name, result in results.items() if result.lesion_seen]
+    if not seeing:
+        return f"Neither model sees a {task.lesion} in this region; their answers mean nothing."
+    if len(seeing) < len(results):
+        blind = next(called[name] for name in results if name not in seeing)
+        says = "says" if results[seeing[0]].lesion_probability is None else "sees one and says"
+        return _sentence(
+            f"{blind} sees no {task.lesion} in this region; {called[seeing[0]]} {says} {answers[seeing[0]]}"
+        )
+    first, second = results
+    if results[first].prediction != results[second].prediction:
+        each = f"{called[first]} says {answers[first]}, {called[second]} says {answers[second]}"
+        return _sentence(f"the models disagree: {each}")
+    chances = [percent(result.probabilities[result.prediction]) for result in results.values()]
+    return _sentence(f"both models say {results[first].prediction} ({' and '.join(chances)})")
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def scan_notes(scan: Scan, task: Task) -> list[str]:

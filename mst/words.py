@@ -48,6 +48,31 @@ def short_label(name: str, title: str = "") -> str:
     return SHORT_TITLES.get(title) or SHORT_LABELS.get(name) or title or name
 
 
+def none_seen(lesion: str) -> str:
+    """Why the answer of a model that sees no lesion is none; `lesion` is the study's own word for it."""
+    return f"No {lesion} is seen in this region; the answer means nothing."
+
+
+def one_seen(lesion: str, probability: float) -> str:
+    """That a model sees a lesion, and how sure it is."""
+    return f"A {lesion} is seen here ({percent(probability)})."
+
+
+def percent(share: float) -> str:
+    """A probability in whole percent; one that rounds to 0% or 100% is not said to be certain.
+
+    >>> percent(0.81), percent(0.999)
+    ('81%', 'over 99%')
+    """
+    whole = f"{share:.0%}"
+    return {"0%": "under 1%", "100%": "over 99%"}.get(whole, whole)
+
+
+def duration(seconds: float) -> str:
+    """How long something takes, as roughly as a person wants to know it before waiting."""
+    return f"about {seconds:.0f} s" if seconds >= 1 else "under 1 s"
+
+
 def measured(key: str, value: Any) -> str:
     """A measure's value in words; None, which is a distance to nothing, is "none"."""
     if value is None:

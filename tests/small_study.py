@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from mst.data.outlines import RATINGS, Outline
 from mst.data.simulated import simulate_chest_ct
+from mst.models import ResNet3D, SliceTransformer
+from mst.models.loading import save_model
 from mst.scans import write_nifti
 
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
@@ -49,6 +52,26 @@ MST_RESNET: dict[str, Any] = {
         "slice_heads": 4,
     },
 }
+
+
+def write_lesion_models(folder: Path, **sees: bool) -> Path:
+    """Tiny chest CT checkpoints that tell whether there is a nodule, always the same; returns the folder.
+
+    Args:
+        folder: they are made in it, as chest-ct-mst and chest-ct-resnet.
+        sees: "mst" and "resnet", or one of them: whether that model sees a nodule, wherever it looks.
+    """
+    torch.manual_seed(0)
+    for name, seen in sees.items():
+        if name == "mst":
+            model = SliceTransformer(grid=GRID, encoder=ENCODER, slice_heads=2, lesion_threshold=0.5)
+        else:
+            model = ResNet3D(grid=GRID, depth=10, width=4, first_kernel=3, lesion_threshold=0.5)
+        with torch.no_grad():
+            model.lesion_head.weight.zero_()
+            model.lesion_head.bias.fill_(5 if seen else -5)
+        save_model(model, folder / f"chest-ct-{name}")
+    return folder
 
 
 def round_outline(diameter_mm: float, **ratings: int) -> Outline:

@@ -7,6 +7,7 @@ from html import escape
 from uuid import uuid4
 
 from mst.prediction import Prediction
+from mst.results import agreement, answer_notes, answer_warnings
 from mst.scans import Scan
 from mst.tasks import Task
 from mst.words import DISCLAIMER, DOUBTFUL, LABELS, LONGEST_NAME, METHOD_LABELS, clipped
@@ -97,7 +98,9 @@ def no_checkpoint(task: Task) -> str:
 
 
 def prediction_cards(task: Task, results: Mapping[str, Prediction], warnings: Sequence[str] = ()) -> str:
-    """Both models' probabilities as bars, with the checkpoint's name and its measured AUC.
+    """Both models' probabilities as bars, with the checkpoint's name and its measured AUC, and how they agree.
+
+    The answer of a model that sees nothing to classify is dimmed and says so, and the other's is not.
 
     Args:
         task: the study.
@@ -107,24 +110,22 @@ def prediction_cards(task: Task, results: Mapping[str, Prediction], warnings: Se
     first = next(iter(results.values()))
     doubtful = bool(warnings)
     cards = "".join(
-        _card(name, results[name], doubtful) if name in results else _missing(name) for name in LABELS
+        _card(name, task, results[name], doubtful) if name in results else _missing(name) for name in LABELS
     )
-    agree = {result.prediction for result in results.values()}
-    verdict = ""
-    if len(results) > 1:
-        verdict = (
-            f"Both models say <strong>{escape(first.prediction)}</strong>."
-            if len(agree) == 1
-            else "The two models <strong>disagree</strong>."
-        )
-    said = "".join(f"<p>{escape(clipped(warning))}</p>" for warning in warnings)
-    said = f'<div class="mst-warnings" role="alert">{said}</div>' if said else ""
+    verdict = agreement(task, results)
+    verdict = f"<strong>{escape(verdict)}</strong>" if verdict else ""
     return f"""
 <section class="mst-predictions{" mst-doubtful" if doubtful else ""}" aria-label="Predictions">
-  <div class="mst-question"><h2>{escape(task.question)}</h2>{said}<p>{verdict} {escape(first.spot.text)}</p></div>
+  <div class="mst-question"><h2>{escape(task.question)}</h2>{_warned(warnings)}
+  <p>{verdict} {escape(first.spot.text)}</p></div>
   <div class="mst-cards">{cards}</div>
 </section>
 """
+
+
+def _warned(warnings: Sequence[str]) -> str:
+    said = "".join(f"<p>{escape(clipped(warning))}</p>" for warning in warnings)
+    return f'<div class="mst-warnings" role="alert">{said}</div>' if said else ""
 
 
 def _missing(name: str) -> str:
@@ -134,7 +135,9 @@ def _missing(name: str) -> str:
     )
 
 
-def _card(name: str, result: Prediction, doubtful: bool) -> str:
+def _card(name: str, task: Task, result: Prediction, doubtful: bool) -> str:
+    warnings = answer_warnings(task, result)
+    notes = "".join(f"<p>{escape(note)}</p>" for note in answer_notes(task, result))
     bars = "".join(
         f'<div class="mst-bar{" mst-bar-top" if label == result.prediction else ""}">'
         f"<span>{escape(label)}</span>"
@@ -161,10 +164,12 @@ def _card(name: str, result: Prediction, doubtful: bool) -> str:
             f"the most weighted slice {top} the lesion.</p>"
         )
     return f"""
-<article class="mst-card" data-model="{name}">
+<article class="mst-card{" mst-doubtful" if warnings else ""}" data-model="{name}">
   <h3>{escape(result.title or LABELS[name])}</h3>
   {f'<strong class="mst-doubt">{escape(DOUBTFUL)}</strong>' if doubtful else ""}
+  {_warned(warnings)}
   {bars}
+  {notes}
   <p class="mst-meta"><span>Checkpoint <code>{escape(result.checkpoint)}</code></span>{measured}
   <span>{escape(METHOD_LABELS[result.method])} in {result.seconds:.2f} s</span></p>
   {metrics}

@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 
 from mst.coordinates import parse_center
 from mst.dashboard import cards
-from mst.dashboard.checkpoints import checkpoint_folders
+from mst.dashboard.checkpoints import checkpoint_costs, checkpoint_folders
 from mst.dashboard.gate import EXAMPLES_FOLDER, UNEXPECTED
 from mst.dashboard.store import (
     Inputs,
@@ -516,10 +516,11 @@ def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:
 
 
 def _checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
-    names = list(checkpoint_folders(task, model))
-    if not names:
-        return {"choices": [("none at hand", "")], "value": ""}
-    return {"choices": names, "value": names[0]}
+    folders = checkpoint_folders(task, model)
+    if not folders:
+        return {"choices": [("none at hand", "")], "value": "", "info": None}
+    names = list(folders)
+    return {"choices": names, "value": names[0], "info": checkpoint_costs(folders)}
 
 
 def _box(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:

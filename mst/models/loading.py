@@ -150,7 +150,8 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
 
     Returns:
         As it is in the file. Whatever the project reads of it has been checked: "auc" (0 to 1, or None), "auc_ci95"
-        (two such numbers, or None), "protocol" (text), "simulated_alone" (with an "auc").
+        (two such numbers, or None), "protocol" (text), "simulated_alone" (with an "auc"), "seconds" (None, or the
+        "median" time of an answer on so many "cpu_cores").
 
     Raises:
         CheckpointError: it is not what it should be.
@@ -181,7 +182,19 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
             raise _damaged_metrics(called, "auc_ci95 is not two numbers from 0 to 1")
     if not isinstance(metrics.get("protocol", ""), str):
         raise _damaged_metrics(called, "protocol is not text")
+    seconds = metrics.get("seconds")
+    if seconds is not None and not (
+        isinstance(seconds, dict)
+        and _is_number(seconds.get("median"))
+        and isinstance(seconds.get("cpu_cores"), int)
+        and _is_number(seconds["cpu_cores"])
+    ):
+        raise _damaged_metrics(called, "seconds is not a median and a number of cpu_cores, both above 0")
     return metrics
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _is_share(value: Any) -> bool:

@@ -95,6 +95,7 @@ def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, ti
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts if v)
     warnings = [str(warning) for warning in scan.get("warnings", [])]
     notes = [*prediction.get("notes", []), *(note for note in scan.get("notes", []) if note not in warnings)]
+    said = str(prediction.get("agreement", ""))
     models = "".join(_model(name, entry, bool(warnings)) for name, entry in prediction["models"].items())
     return f"""<!doctype html>
 <html lang="en">
@@ -109,6 +110,7 @@ def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, ti
 <dl>{rows}<dt>Date</dt><dd>{date.today().isoformat()}</dd></dl>
 {_listed("mstr-notes", notes)}
 {_listed("mstr-warnings", warnings)}
+{f'<p class="mstr-agreement{" mstr-doubtful" if warnings else ""}">{escape(said)}</p>' if said else ""}
 <div class="mstr-models{" mstr-doubtful" if warnings else ""}">{models}</div>
 {viewer_html(payload)}
 </body>
@@ -140,9 +142,12 @@ def _model(name: str, entry: Mapping[str, Any], doubtful: bool) -> str:
         metrics = f"<p>Against the lesion mask:</p><ul>{items}</ul>"
     title = str(entry.get("title") or LABELS.get(name, name))
     tag = f"<strong>{escape(DOUBTFUL)}</strong>" if doubtful else ""
+    warnings = entry.get("warnings", [])
+    kind = ' class="mstr-doubtful"' if warnings else ""
+    notes = "".join(f"<p>{escape(note)}</p>" for note in entry.get("notes", []))
     method = str(entry.get("method", ""))
     return (
-        f"<article><h2>{escape(title)}</h2>{tag}{bars}"
+        f"<article{kind}><h2>{escape(title)}</h2>{tag}{_listed('mstr-warnings', warnings)}{bars}{notes}"
         f"<p>Checkpoint {escape(str(entry['checkpoint']))}, {known}{escape(protocol)}; "
         f"{escape(METHOD_LABELS.get(method, method))} in {entry['seconds']:.2f} s</p>{metrics}</article>"
     )
