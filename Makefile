@@ -5,7 +5,7 @@ HOST ?= 127.0.0.1
 DATA ?=
 BIN := .venv/bin
 
-.PHONY: app test test-slow lint train figures screenshot bench bench-viewer clean
+.PHONY: app test test-slow lint train train-full figures screenshot bench bench-viewer clean
 
 app: .venv/.app
 	HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
@@ -23,6 +23,9 @@ lint: .venv/.test
 
 train: .venv/.train
 	$(BIN)/python train.py all $(foreach data,$(DATA),--data $(data))
+
+train-full: .venv/.train
+	$(BIN)/python train.py configs/chest-ct-full.yaml $(foreach data,$(DATA),--data $(data))
 
 figures: .venv/.app
 	$(BIN)/python tools/readme_figures.py

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -372,10 +373,13 @@ def _reason(error: Exception) -> str:
     return re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\s'\"\\/]+[\\/])+", "", line)[:200]
 
 
-def save_model(model: ScanClassifier, folder: str | Path) -> Path:
+def save_model(model: ScanClassifier, folder: str | Path, half: bool = False) -> Path:
     """Writes config.json and model.safetensors into a folder whole or not at all, and returns it.
 
     Other files in the folder (the model card, metrics.json) are left as they are.
+
+    Args:
+        half: write the weights in float16, half as large; `load_model` makes float32 of them again.
 
     Raises:
         CheckpointError: it cannot be written, on a full disk for one; a checkpoint that was there before is whole.
@@ -387,7 +391,7 @@ def save_model(model: ScanClassifier, folder: str | Path) -> Path:
         # An empty card stops the mixin from writing a generic one; the training writes the real card.
         (staging / "README.md").touch()
         with torch.no_grad():
-            model.save_pretrained(staging)
+            (deepcopy(model).half() if half else model).save_pretrained(staging)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, CONFIG):
             (staging / name).replace(folder / name)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.networks.layers.simplelayers import GaussianFilter
 from monai.transforms import (
     Compose,
     RandGaussianNoise,
-    RandGaussianSmooth,
     RandScaleIntensity,
     RandShiftIntensity,
 )
@@ -28,6 +28,7 @@ from mst.training.cases import LoadedCase
 LEAST_DEPTH_MM = 24.0  # along the slices, for slices in other planes
 ENDS_MM = (2.0, 25.0)  # beyond the lesion, where a scan that ends near it does so
 ROOM_MM = 20.0  # beside the lesion, for a view without it
+SMOOTH_MM = (0.3, 0.9)
 BESIDE_MM = 2.0  # between the lesion and tissue from beside it
 SIGNS = np.array([-1.0, 1.0])
 
@@ -56,7 +57,8 @@ class Augmentation:
             the scan reaches far enough. A stack that was cut with the lesion ends where that ends; scans do not.
         noise, shift, scale: Gaussian noise's standard deviation, largest shift and largest relative change of
             the normalised intensities (-1..1).
-        smooth: how often a sample is blurred, like a softer reconstruction kernel.
+        smooth: how often a sample is blurred within the slice, by a standard deviation of 0.3 to 0.9 mm, like a softer
+            reconstruction kernel or larger voxels.
         invert: how often the normalised intensities, and what lies beyond the scan, change their sign.
     """
 
@@ -107,9 +109,6 @@ class Augmentation:
         """The part that changes values, for a volume [1, D, H, W]."""
         return Compose(
             [
-                RandGaussianSmooth(
-                    prob=self.smooth, sigma_x=(0.3, 0.9), sigma_y=(0.3, 0.9), sigma_z=(0.1, 0.3)
-                ),
                 RandScaleIntensity(factors=self.scale, prob=0.5),
                 RandShiftIntensity(offsets=self.shift, prob=0.5),
                 RandGaussianNoise(prob=0.5, std=self.noise),
@@ -266,6 +265,8 @@ def draw(
     task = case.task
     outside = outside_value(task)
     intensity.set_random_state(seed=int(rng.integers(2**31)))
+    if rng.random() < augmentation.smooth:
+        values = blurred(values, rng.uniform(*SMOOTH_MM), case.region(plane, grid), case)
     values = torch.as_tensor(intensity(values[None])).as_subclass(Tensor)[0]
     if task.normalisation == "clamp":
         values = values.clamp(-1, 1)
@@ -325,6 +326,16 @@ def cut(
     else:
         values = torch.from_numpy(normalise_z_score(values.numpy(), inside.numpy()))
     return values, inside, padding, index
+
+
+def blurred(values: Tensor, sigma_mm: float, region: Region, case: LoadedCase) -> Tensor:
+    """Slices [D, H, W], each blurred within itself: slices that are drawn need not lie beside one another."""
+    sigma = []
+    for dimension in (1, 2):
+        position = region.positions[dimension]
+        axis = AXES[region.plane][dimension][0]
+        sigma.append(sigma_mm / (abs(float(position[1] - position[0])) * case.scan.spacing[axis]))
+    return GaussianFilter(2, sigma)(values[:, None])[:, 0]
 
 
 def outside_value(task: Task) -> float:

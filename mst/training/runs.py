@@ -45,6 +45,7 @@ from mst.training.datasets import (
     SliceDraws,
     ValidationVolumes,
     VolumeDraws,
+    dataset_weights,
     label_weights,
     reader_weights,
 )
@@ -181,7 +182,7 @@ class Study:
         if shares["real"] > 0:
             cases = self.stopping_cases(config, part)[0]
             each = label_weights(cases) if config.get("balanced", False) else np.ones(len(cases))
-            each = each * reader_weights(cases)
+            each = each * reader_weights(cases) * dataset_weights([self.datasets[c.case.name] for c in cases])
             weights = shares["real"] * each / each.sum()
         if shares["simulated"] > 0:
             more = self._load(self.simulated_cases(_simulated(config)))
@@ -629,7 +630,7 @@ def publish(
         "command": command,
         "date": date.today().isoformat(),
     }
-    save_model(model, folder)
+    save_model(model, folder, half=True)
     _write_json(metrics, folder / METRICS)
     write_card(model, config, metrics, folder)
     print(f"{config['name']}: AUC {metrics['auc']} ({metrics['protocol'].split(',')[0]})", flush=True)

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_study import write_cases
 
 from mst.data import ManifestError, read_manifest, read_manifests
@@ -255,7 +256,11 @@ def test_a_model_tells_whether_there_is_a_lesion(small_mst: SliceTransformer, tm
         lesion_threshold=0.5,
     ).eval()
     model.set_lesion_threshold(0.25)
-    save_model(model, tmp_path / "checkpoint")
+    save_model(model, tmp_path / "checkpoint", half=True)
+    assert (
+        next(iter(load_file(tmp_path / "checkpoint" / "model.safetensors").values())).dtype == torch.float16
+    )
+    assert model.linear.weight.dtype == torch.float32
     again = load_model(tmp_path / "checkpoint")
     assert again.lesion_threshold == 0.25
     first, second = explain(model, volume), explain(again, volume)
