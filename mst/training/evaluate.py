@@ -50,6 +50,7 @@ COLUMNS = (
     "probability",
     "lesion",
     "lesion_beside",
+    "probability_cut",
     *OFF,
     *POINTING,
     *TOP_SLICE,
@@ -66,7 +67,8 @@ def predict_cases(
     """One row a case, with the columns `COLUMNS`.
 
     `probability` is of the last class with the region centred on the lesion, `lesion` that there is a lesion at all,
-    `lesion_beside` the same of what is left of the scan without the lesion. The columns with "_off" in their names
+    `lesion_beside` the same of what is left of the scan without the lesion, `probability_cut` as `probability` of the
+    lesion's own slices alone, where the scan has more. The columns with "_off" in their names
     come from `PLACES` regions whose centres are up to 10 mm off along each axis, of cases with tissue on all sides:
     `pointing_off` says in what share of them the saliency's maximum lies within 2 mm of the mask, `top_slice_off` in
     what share the slice with the most saliency meets it. Beside each stands how often the region's middle, its
@@ -96,10 +98,14 @@ def predict_cases(
         if model.lesion_head is not None:
             row["lesion"] = lesion_probability(model.lesion_logits(vector))
             if (beside := without_lesion(case, rng)) is not None:
-                given = prepare(beside[0], case.task, list(beside[1]), model.grid)
-                vector = model.encode_scan(given.volume, given.padding_mask)
+                empty = prepare(beside[0], case.task, list(beside[1]), model.grid)
+                vector = model.encode_scan(empty.volume, empty.padding_mask)
                 row["lesion_beside"] = lesion_probability(model.lesion_logits(vector))
-        if surrounded(case):
+        if case.mask is not None and surrounded(case):
+            stack = cut_to_lesion(case)
+            alone = prepare(stack, case.task, list(case.center), model.grid)
+            vector = model.encode_scan(alone.volume, alone.padding_mask)
+            row["probability_cut"] = _probability(model, model.classify(vector))
             row |= _off_centre(model, case, offsets)
         rows.append(row)
     return rows
@@ -173,6 +179,18 @@ def without_lesion(case: LoadedCase, rng: np.random.Generator) -> tuple[Scan, np
     affine = case.scan.affine.copy()
     affine[:3, 3] = case.scan.voxel_to_world(start)
     return Scan(voxels, affine), case.scan.voxel_to_world(start + place / spacing - 0.5)
+
+
+def cut_to_lesion(case: LoadedCase) -> Scan:
+    """The slices of a case's scan that show the lesion: what a stack that ends with the lesion would be."""
+    assert case.mask is not None
+    axis = AXES[case.task.plane][0][0]
+    shown = np.flatnonzero(case.mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    start = np.zeros(3, int)
+    start[axis] = shown[0]
+    affine = case.scan.affine.copy()
+    affine[:3, 3] = case.scan.voxel_to_world(start)
+    return Scan(case.scan.voxels.take(np.arange(shown[0], shown[-1] + 1), axis=axis), affine)
 
 
 def lesion_probability(logits: torch.Tensor | None) -> float:
@@ -255,6 +273,8 @@ def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str])
         )
     if groups := by_rule(rows, classes):
         found["groups"] = groups
+    if cut := cut_figures(rows, classes):
+        found["cut_to_lesion"] = cut
     if lesion := lesion_figures(rows):
         found["lesion"] = lesion
     return found
@@ -347,6 +367,26 @@ def _both(truth: np.ndarray) -> bool:
     return 1 < truth.sum() < len(truth) - 1
 
 
+def cut_figures(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """What an answer owes to where the scan ends: whole scans against their lesions' own slices."""
+    pairs = [row for row in rows if given(row, "probability_cut")]
+    if not pairs:
+        return {}
+    whole, cut = (
+        np.array([float(row[name]) for row in pairs]) for name in ("probability", "probability_cut")
+    )
+    found: dict[str, Any] = {
+        "n": len(pairs),
+        "mean_change": round(float((cut - whole).mean()), 4),
+        "mean_absolute_change": round(float(np.abs(cut - whole).mean()), 4),
+    }
+    labelled = [row for row in pairs if row["label"] in (classes[0], classes[-1])]
+    if len({row["label"] for row in labelled}) == 2:
+        for key, column in (("auc_whole", "probability"), ("auc_cut", "probability_cut")):
+            found[key] = round(float(roc_auc_score(*_column(labelled, column, classes))), 4)
+    return found
+
+
 def lesion_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How well lesions are told from regions without one; the threshold keeps 97% of these lesions."""
     real = np.array([float(row["lesion"]) for row in rows if given(row, "lesion")])
@@ -390,7 +430,7 @@ def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str
 
 
 def _column(
-    rows: Sequence[dict[str, Any]], name: str, classes: Sequence[str]
+    rows: Sequence[Mapping[str, Any]], name: str, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     truth = np.array([row["label"] == classes[-1] for row in rows])
     return truth, np.array([float(row[name]) for row in rows])

