@@ -308,7 +308,7 @@ def run(
     """
     data = data or config.get("data")
     for step in config.get("steps", [config]):
-        if not data and not _sees_simulated(step):
+        if not data and not _can_be_simulated(step):
             raise TrainingError(f"{step['file']} trains on real cases alone; give a manifest with --data.")
     study = Study(data, config, runs)
     if config["kind"] == "study":
@@ -697,6 +697,11 @@ def _simulated(config: Config) -> dict[str, Any]:
 
 def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _can_be_simulated(config: Config | None) -> bool:
+    """Whether a config says how many simulated cases there are, for a training on them alone."""
+    return bool(config) and ("simulated" in config or _can_be_simulated(config.get("pretraining")))
 
 
 def _sees_simulated(config: Config | None) -> bool:
