@@ -701,7 +701,9 @@ def _digest(names: Sequence[str]) -> str:
 
 def _can_be_simulated(config: Config | None) -> bool:
     """Whether a config says how many simulated cases there are, for a training on them alone."""
-    return bool(config) and ("simulated" in config or _can_be_simulated(config.get("pretraining")))
+    if not config:
+        return False
+    return "simulated" in config or _can_be_simulated(config.get("pretraining"))
 
 
 def _sees_simulated(config: Config | None) -> bool:
