@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mst.errors import CheckpointError, InputError
+from mst.familiar import measure, strange
 from mst.models import checkpoint_metrics, list_checkpoints, load_model
 from mst.models.base import ScanClassifier
 from mst.models.loading import ARCHITECTURES, checkpoint_identity, checkpoint_name
@@ -69,6 +70,7 @@ class Prediction:
         native_saliency: float32 [d, h, w], the map at its own resolution, over the model's input.
         lesion_probability: that there is a lesion in the region at all; None: the model was not trained to tell.
         lesion_threshold: below which none is seen, and the classes mean nothing.
+        unfamiliar: in what the region is unlike those that the model was trained on, in phrases; see `mst.familiar`.
     """
 
     checkpoint: str
@@ -88,6 +90,7 @@ class Prediction:
     native_saliency: np.ndarray | None = None
     lesion_probability: float | None = None
     lesion_threshold: float | None = None
+    unfamiliar: tuple[str, ...] = ()
 
     @property
     def lesion_seen(self) -> bool:
@@ -353,7 +356,22 @@ def _predict_one(
         native_saliency=out.native_saliency[0].float().clamp_min(0).numpy(),
         lesion_probability=None if out.lesion_logits is None else float(out.lesion_logits[0].sigmoid()),
         lesion_threshold=model.lesion_threshold,
+        unfamiliar=_unfamiliar(model, out.distance, scan.canonical(), given.region, task),
     )
+
+
+def _unfamiliar(
+    model: ScanClassifier, distance: torch.Tensor | None, scan: Scan, region: Region, task: Task
+) -> tuple[str, ...]:
+    if model.familiar is None or distance is None:
+        return ()
+    phrases = strange(measure(scan, region, task), model.familiar.get("spans", {}), task.unit)
+    limit = model.familiar.get("limit")
+    if limit is not None and float(distance[0]) > limit:
+        phrases.append(
+            f"what the model makes of it ({float(distance[0]) / limit:.1f} times as far off as is usual)"
+        )
+    return tuple(phrases)
 
 
 def _to_canonical(mask: np.ndarray, scan: Scan) -> np.ndarray:

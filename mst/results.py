@@ -25,6 +25,7 @@ from mst.words import (
     one_seen,
     percent,
     short_label,
+    unlike,
 )
 
 # Everything that a result can consist of; whoever finds prediction.json finds the rest as well.
@@ -111,10 +112,14 @@ def answer_warnings(task: Task, result: Prediction) -> list[str]:
 
 
 def answer_notes(task: Task, result: Prediction) -> list[str]:
-    """What one model tells beside its answer: that there is something to classify. [] where it cannot tell."""
-    if result.lesion_probability is None or not result.lesion_seen:
-        return []
-    return [one_seen(task.lesion, result.lesion_probability)]
+    """What one model tells beside its answer: that there is something to classify, and in what the region is unlike
+    those that it was trained on. [] where it cannot tell."""
+    notes = []
+    if result.lesion_probability is not None and result.lesion_seen:
+        notes.append(one_seen(task.lesion, result.lesion_probability))
+    if result.unfamiliar:
+        notes.append(unlike(result.unfamiliar))
+    return notes
 
 
 def agreement(task: Task, results: Mapping[str, Prediction]) -> str:

@@ -6,6 +6,7 @@ No other module of the project is used here, so that all of them can use this on
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 DISCLAIMER = "Research and teaching tool. Not a medical device: never use it for diagnosis or treatment."
@@ -56,6 +57,11 @@ def none_seen(lesion: str) -> str:
 def one_seen(lesion: str, probability: float) -> str:
     """That a model sees a lesion, and how sure it is."""
     return f"A {lesion} is seen here ({percent(probability)})."
+
+
+def unlike(phrases: Sequence[str]) -> str:
+    """In what a region is unlike those that a model was trained on."""
+    return f"Unlike what the model was trained on, so trust it less: {'; '.join(phrases)}."
 
 
 def percent(share: float) -> str:

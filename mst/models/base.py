@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_model as load_safetensors
 from torch import Tensor, nn
 
+from mst.familiar import distance
 from mst.tasks import Grid
 
 
@@ -31,12 +33,16 @@ class ScanClassifier(
         temperature: what the logits are divided by before the softmax; 1 unless the model was calibrated.
         lesion_threshold: below which probability of a lesion none is seen, and the classes mean nothing; None: the
             model was not trained to tell.
+        familiar: {"limit": the distance from the training cases within which nearly all of their kind lie, "spans":
+            {measure: [least, most]}}, see `mst.familiar`; None: it is not known what they were like.
         lesion_head: from the scan's vector to one logit: is there a lesion in the volume at all; None as above.
     """
 
     method: str  # the saliency method that `mst.explain` uses when none is asked for
     title: str  # what people call the model
     lesion_head: nn.Linear | None
+    familiar_mean: Tensor
+    familiar_whitening: Tensor
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class ScanClassifier(
         grid: dict[str, Any] | None,
         temperature: float,
         lesion_threshold: float | None = None,
+        familiar: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not all(isinstance(name, str) for name in classes) or len(set(classes)) < max(2, len(classes)):
@@ -58,11 +65,30 @@ class ScanClassifier(
         self.grid = dict(grid or {})
         self.temperature = float(temperature)
         self.lesion_threshold = None if lesion_threshold is None else float(lesion_threshold)
+        self.familiar = None if familiar is None else dict(familiar)
         self.lesion_head = None
 
-    def build_lesion_head(self, width: int) -> None:
-        """Makes the head that tells lesions, for a model that is to tell them."""
+    def build_beside(self, width: int) -> None:
+        """Makes what a model has beside its classes: the head that tells lesions, and what it remembers of training."""
         self.lesion_head = None if self.lesion_threshold is None else nn.Linear(width, 1)
+        if self.familiar is not None:
+            self._remember(torch.zeros(width), torch.eye(width))
+
+    def _remember(self, mean: Tensor, whitening: Tensor) -> None:
+        self.register_buffer("familiar_mean", mean)
+        self.register_buffer("familiar_whitening", whitening)
+
+    def set_familiar(self, familiar: dict[str, Any], mean: Tensor, whitening: Tensor) -> None:
+        """Keeps what the training cases were like, also in the checkpoint; see `mst.familiar`."""
+        self.familiar = dict(familiar)
+        self._in_config("familiar", self.familiar)
+        self._remember(mean, whitening)
+
+    def distance(self, vector: Tensor) -> Tensor | None:
+        """How far the scan's vector [B, width] lies from the training cases', [B]; None where they are not known."""
+        if self.familiar is None:
+            return None
+        return distance(vector, self.familiar_mean, self.familiar_whitening)
 
     def encode_scan(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> the scan's vector [B, width]."""
@@ -97,7 +123,7 @@ class ScanClassifier(
         self.lesion_threshold = float(threshold)
         self._in_config("lesion_threshold", self.lesion_threshold)
 
-    def _in_config(self, name: str, value: float) -> None:
+    def _in_config(self, name: str, value: Any) -> None:
         config = self._hub_mixin_config
         assert isinstance(config, dict)
         config[name] = value

@@ -25,7 +25,7 @@ class ResNet3D(ScanClassifier):
     """A 3D ResNet on the whole volume.
 
     Args:
-        task, classes, grid, temperature, lesion_threshold: see `ScanClassifier`.
+        task, classes, grid, temperature, lesion_threshold, familiar: see `ScanClassifier`.
         depth: 10, 18, 34 (the paper's), 50, 101 or 152.
         width: channels of the first stage; each further stage doubles them (64 in the paper).
         first_kernel: size of the first convolution's kernel (7 in the paper).
@@ -53,9 +53,10 @@ class ResNet3D(ScanClassifier):
         shortcut: str = "B",
         shortcut_bias: bool = True,
         lesion_threshold: float | None = None,
+        familiar: dict[str, Any] | None = None,
         architecture: str = "resnet3d",
     ) -> None:
-        super().__init__(task, classes, grid, temperature, lesion_threshold)
+        super().__init__(task, classes, grid, temperature, lesion_threshold, familiar)
         block, blocks = DEPTHS[depth]
         self.model = ResNet(
             block,
@@ -70,7 +71,7 @@ class ResNet3D(ScanClassifier):
             bias_downsample=shortcut_bias,
             num_classes=len(classes),
         )
-        self.build_lesion_head(cast(nn.Linear, self.model.fc).in_features)
+        self.build_beside(cast(nn.Linear, self.model.fc).in_features)
 
     def features(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The last feature map: volume [B, 1, D, H, W] -> [B, channels, d, h, w], after the last ReLU.

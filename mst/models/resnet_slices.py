@@ -15,7 +15,7 @@ class ResNetSliceTransformer(SliceClassifier):
     """A 2D ResNet on every slice and a transformer over the slices.
 
     Args:
-        task, classes, grid, temperature, lesion_threshold: see `ScanClassifier`.
+        task, classes, grid, temperature, lesion_threshold, familiar: see `ScanClassifier`.
         depth: 10, 18, 34 (the paper's), 50, 101 or 152.
         width: channels of the first stage; each further stage doubles them (64 in the paper).
         channels: of the first convolution (3 in the paper: the grey slice goes into each of them).
@@ -44,9 +44,10 @@ class ResNetSliceTransformer(SliceClassifier):
         slice_feedforward: int | None = None,
         slice_positions: int = 0,
         lesion_threshold: float | None = None,
+        familiar: dict[str, Any] | None = None,
         architecture: str = "resnet-slice-transformer",
     ) -> None:
-        super().__init__(task, classes, grid, temperature, lesion_threshold)
+        super().__init__(task, classes, grid, temperature, lesion_threshold, familiar)
         self.channels = channels
         block, blocks = DEPTHS[depth]
         self.encoder = ResNet(

@@ -50,7 +50,7 @@ class SliceTransformer(SliceClassifier):
     `SliceClassifier` for the fusion of the slices.
 
     Args:
-        task, classes, grid, temperature, lesion_threshold: see `ScanClassifier`.
+        task, classes, grid, temperature, lesion_threshold, familiar: see `ScanClassifier`.
         encoder: arguments of `transformers.Dinov2Config`, or of `Dinov2WithRegistersConfig` where they name
             `num_register_tokens`; {} is ViT-B/14. `paper_encoder` gives the paper's.
         slice_layers: layers of the slice transformer (paper: 1).
@@ -91,9 +91,10 @@ class SliceTransformer(SliceClassifier):
         class_layers: int | None = None,
         stem: dict[str, Any] | None = None,
         lesion_threshold: float | None = None,
+        familiar: dict[str, Any] | None = None,
         architecture: str = "slice-transformer",
     ) -> None:
-        super().__init__(task, classes, grid, temperature, lesion_threshold)
+        super().__init__(task, classes, grid, temperature, lesion_threshold, familiar)
         self.zero_first_patch = zero_first_patch
         self.encoder = build_encoder(encoder or {})
         self.class_layers = class_layers

@@ -81,7 +81,7 @@ class SliceClassifier(ScanClassifier):
 
     def _build_heads(self, width: int) -> None:
         self.linear = nn.Linear(width, len(self.classes))
-        self.build_lesion_head(width)
+        self.build_beside(width)
 
     @property
     def ordered(self) -> bool:

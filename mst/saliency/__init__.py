@@ -27,6 +27,7 @@ class Explanation:
         slice_weights: float32 [B, D], how much the MST's slice transformer attends to each slice (sums to 1);
             None for models whose slices have no weights.
         method: the method that made the map.
+        distance: float32 [B], from the training cases, see `mst.familiar`; None where they are not known.
         lesion_logits: float32 [B], that there is a lesion in the volume at all; None for models that cannot tell.
     """
 
@@ -36,6 +37,7 @@ class Explanation:
     slice_weights: Tensor | None
     method: str
     lesion_logits: Tensor | None = None
+    distance: Tensor | None = None
 
 
 # A method takes (model, volume, target, padding_mask) and gives (what the model classifies, native map, slice weights
@@ -92,6 +94,7 @@ def explain(
     vector, native, weights = METHODS[name](model, volume, target, padding_mask)
     with torch.no_grad():
         logits, lesion = model.classify(vector), model.lesion_logits(vector)
+        distance = model.distance(vector)
     if not all(bool(part.isfinite().all()) for part in (logits, lesion, native, weights) if part is not None):
         raise CheckpointError(
             "the answer or its map holds values that are no numbers (NaN or infinite), so there is no result; "
@@ -100,4 +103,4 @@ def explain(
     with torch.no_grad():
         size = tuple(volume.shape[2:])
         saliency = interpolate(native[:, None].float(), size=size, mode="trilinear", align_corners=False)
-    return Explanation(logits, saliency, native, weights, name, lesion)
+    return Explanation(logits, saliency, native, weights, name, lesion, distance)

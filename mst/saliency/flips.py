@@ -51,10 +51,12 @@ def explain_flips(
                 out.native_saliency.flip([axis - 1 for axis in axes]),
                 weights,
                 None if out.lesion_logits is None else out.lesion_logits.sigmoid(),
+                out.distance,
             )
         )
     probabilities = torch.stack([run[0] for run in runs]).mean(0)
     lesions = [run[4] for run in runs if run[4] is not None]
+    distances = [run[5] for run in runs if run[5] is not None]
     slice_weights = [run[3] for run in runs if run[3] is not None]
     return Explanation(
         # A probability may be too small for a float; its logarithm would be infinite.
@@ -63,5 +65,6 @@ def explain_flips(
         native_saliency=torch.stack([run[2] for run in runs]).mean(0),
         slice_weights=torch.stack(slice_weights).mean(0) if slice_weights else None,
         method=method or model.method,
+        distance=torch.stack(distances).mean(0) if distances else None,
         lesion_logits=torch.stack(lesions).mean(0).logit(eps=1e-6) if lesions else None,
     )

@@ -14,6 +14,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from sklearn.metrics import roc_auc_score
 
+from mst.familiar import USUAL
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.preprocess import AXES, prepare
@@ -51,6 +52,7 @@ COLUMNS = (
     "lesion",
     "lesion_beside",
     "probability_cut",
+    "distance",
     *OFF,
     *POINTING,
     *TOP_SLICE,
@@ -68,8 +70,9 @@ def predict_cases(
 
     `probability` is of the last class with the region centred on the lesion, `lesion` that there is a lesion at all,
     `lesion_beside` the same of what is left of the scan without the lesion, `probability_cut` as `probability` of the
-    lesion's own slices alone, where the scan has more. The columns with "_off" in their names
-    come from `PLACES` regions whose centres are up to 10 mm off along each axis, of cases with tissue on all sides:
+    lesion's own slices alone, where the scan has more, and `distance` how far the case is from the training cases (see
+    `mst.familiar`). The columns with "_off" in their names come from `PLACES` regions whose centres are up to 10 mm off
+    along each axis, of cases with tissue on all sides:
     `pointing_off` says in what share of them the saliency's maximum lies within 2 mm of the mask, `top_slice_off` in
     what share the slice with the most saliency meets it. Beside each stands how often the region's middle, its
     brightest voxel or slice, and a random one would.
@@ -95,6 +98,8 @@ def predict_cases(
             "diameter_mm": "" if case.diameter_mm is None else round(case.diameter_mm, 2),
             "probability": _probability(model, model.classify(vector)),
         }
+        if (apart := model.distance(vector)) is not None:
+            row["distance"] = round(float(apart[0]), 4)
         if model.lesion_head is not None:
             row["lesion"] = lesion_probability(model.lesion_logits(vector))
             if (beside := without_lesion(case, rng)) is not None:
@@ -275,6 +280,9 @@ def summarise(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str])
         found["groups"] = groups
     if cut := cut_figures(rows, classes):
         found["cut_to_lesion"] = cut
+    distances = [float(row["distance"]) for row in rows if given(row, "distance")]
+    if distances:
+        found["usual_distance"] = round(float(np.quantile(distances, USUAL)), 3)
     if lesion := lesion_figures(rows):
         found["lesion"] = lesion
     return found

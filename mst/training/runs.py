@@ -28,6 +28,7 @@ from mst.data import Case, read_manifest, read_manifests
 from mst.data.examples import example_outlines
 from mst.data.outlines import leave_out, read_outlines
 from mst.data.simulated import most_workers, write_simulated
+from mst.familiar import fit_vectors, measure, spans
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError
@@ -60,6 +61,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
 HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the run that goes on from there
 ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
+REMEMBERED = 300  # training cases that tell what is familiar to a model
 TEST_SEED = 1000  # added to the seed of simulated cases for those that only test
 Config = dict[str, Any]
 Data = str | Path | Sequence[str | Path] | None
@@ -400,6 +402,10 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     folder, done = study.folder(config, part)
     if done:
         model = load_model(folder / "model")
+        if model.familiar is None and processes.is_main():
+            # Of a run that an earlier version ended, which did not keep what its cases were like.
+            remember(model, study.training_cases(config, part)[0])
+            save_model(model, folder / "model")
         _evaluate(study, config, model, part, folder)
         return model
     teaching = config.get("teacher") or {}
@@ -473,6 +479,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     if first is not None and (share := config.get("average")):
         average_weights(model, first, share)
     if processes.is_main():
+        remember(model, cases)
         save_model(model, folder / "model")
         if isinstance(trained, JointTraining):
             write_whole(folder / HEADS, save(trained.heads_state()))
@@ -510,6 +517,18 @@ def freeze(model: ScanClassifier, layers: int) -> None:
         raise TrainingError(f"frozen_layers is {layers}, more than the model has DINOv2 blocks.")
     for part in (encoder.embeddings, *blocks[:layers]):
         part.requires_grad_(False)
+
+
+@torch.no_grad()
+def remember(model: ScanClassifier, cases: Sequence[LoadedCase]) -> None:
+    """Lets a trained model know what its training cases were like, from `REMEMBERED` of them; see `mst.familiar`."""
+    few = cases[:: max(1, len(cases) // REMEMBERED)]
+    vectors, measured = [], []
+    for case in few:
+        given = case.prepare(model.grid)
+        vectors.append(model.encode_scan(given.volume, given.padding_mask))
+        measured.append(measure(case.scan, given.region, case.task))
+    model.set_familiar({"limit": None, "spans": spans(measured)}, *fit_vectors(torch.cat(vectors)))
 
 
 def average_weights(model: nn.Module, before: nn.Module, share: float) -> None:
@@ -598,6 +617,12 @@ def publish(
         metrics = summarise(folds, study.task.classes)
         metrics["calibration"] = calibration(folds, study.task.classes)
         model.set_temperature(metrics["calibration"]["temperature"])
+        if "usual_distance" in metrics:
+            assert model.familiar is not None
+            limit = metrics["usual_distance"]
+            model.set_familiar(
+                model.familiar | {"limit": limit}, model.familiar_mean, model.familiar_whitening
+            )
         if "lesion" in metrics:
             model.set_lesion_threshold(metrics["lesion"]["threshold"])
         how = (
