@@ -29,6 +29,7 @@ MEASURES: dict[str, tuple[str, str | None]] = {
 }
 SPAN = (0.005, 0.995)  # quantiles of the training cases that count as known
 ROOM = 0.1  # of that span, beyond it on each side
+LEAST_ROOM = 0.01  # of the value: where all training cases are alike
 USUAL = 0.99  # share of unseen cases of the same kind that lie within the limit of the distance
 
 
@@ -71,7 +72,7 @@ def spans(measured: Sequence[dict[str, float]]) -> dict[str, list[float]]:
         values = [one[name] for one in measured if name in one]
         if values:
             low, high = (float(v) for v in np.quantile(values, SPAN))
-            room = ROOM * (high - low)
+            room = ROOM * (high - low) + LEAST_ROOM * max(abs(low), abs(high))
             found[name] = [round(low - room, 3), round(high + room, 3)]
     return found
 
