@@ -7,6 +7,7 @@ from typing import Any
 
 from mst.models.base import ScanClassifier
 from mst.tasks import get_task
+from mst.training.evaluate import BASELINES, LOCALISATION
 
 
 def write_card(model: ScanClassifier, config: dict[str, Any], metrics: dict[str, Any], folder: Path) -> Path:
@@ -71,8 +72,8 @@ Command: `{metrics["command"]}` ({metrics["date"]}).
 - {_least(metrics)} cases of the rarer class: every figure above is uncertain, as its interval shows.
 - {_choices(metrics)}
 - The labels are radiologists' ratings, not pathology.
-- The crops come from one collection, round lesions that somebody had marked. The model never saw a region without a
-  lesion, other scanners or other populations, and nobody has validated it elsewhere.
+- The cases come from one collection, round lesions that somebody had marked. {_seen(model)} It saw no other
+  populations, and nobody has validated it elsewhere.
 - The user must point at the lesion; the answer changes with the place that is chosen.
 - Saliency shows what the model attended to. It is neither an outline of a lesion nor a reason.{_around(model)}
 
@@ -85,12 +86,20 @@ Teaching and research on how such models look at scans. Never for decisions abou
     return path
 
 
+def _seen(model: ScanClassifier) -> str:
+    if model.lesion_threshold is None:
+        return "The model never saw a region without a lesion."
+    return "Regions without a lesion lay beside one."
+
+
 def _pretrained_encoder(config: dict[str, Any] | None) -> str | None:
     """The name of the pre-trained encoder that a run started from; None: it started from scratch."""
     while config:
         name = config.get("model", {}).get("encoder")
         if isinstance(name, str):
-            return Path(name).name if Path(name).is_dir() else name
+            called = Path(name).name if Path(name).is_dir() else name
+            blocks = config["model"].get("encoder_layers")
+            return f"the first {blocks} blocks of {called}" if blocks else called
         config = config.get("pretraining")
     return None
 
@@ -196,11 +205,10 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
     rows = [
         ("AUC, pooled over the folds", f"{metrics['auc']:.2f} (95% CI {low:.2f} to {high:.2f})"),
         ("AUC, mean over the folds", f"{metrics['auc_folds_mean']:.2f} (SD {metrics['auc_folds_sd']:.2f})"),
-        (
-            f"AUC with the region up to 10 mm off-centre{_places(metrics)}",
-            f"{metrics['auc_off_centre']:.2f}",
-        ),
     ]
+    if "auc_off_centre" in metrics:
+        title = f"AUC with the region up to 10 mm off-centre{_places(metrics)}"
+        rows.append((title, f"{metrics['auc_off_centre']:.2f}"))
     if found := metrics.get("calibration"):
         rows.append(
             (
@@ -235,7 +243,66 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
         )
     elif metrics.get("baseline_diameter_auc", 0) > metrics["auc"]:
         verdict = "\n\nThe lesion's diameter alone separates these cases better than this model does."
-    return f"{metrics['protocol']}\n\nOn {counts}:\n\n| | |\n| --- | --- |\n{table}{verdict}"
+    text = f"{metrics['protocol']}\n\nOn {counts}:\n\n| | |\n| --- | --- |\n{table}{verdict}"
+    return "\n\n".join(
+        part for part in (text, _groups(metrics, classes), _blind(metrics), _lesions(metrics)) if part
+    )
+
+
+def _groups(metrics: dict[str, Any], classes: list[str]) -> str:
+    """AUCs by data set and rule, beside the diameter's."""
+    if not metrics.get("groups"):
+        return ""
+    lines = [
+        "By data set and by rule, beside the diameter alone. The paper's rule rounds the mean rating first and leaves "
+        "3 out; the other leaves out a mean of 3.",
+        "",
+        f"| | {classes[0]}, {classes[-1]} | AUC (95% CI) | diameter (95% CI) | difference (95% CI), p |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for group in metrics["groups"]:
+        name = f"{group['dataset']}, {'the paper' if group['rule'] == 'rounded' else 'mean'}"
+        name += "'s rule" if group["rule"] == "rounded" else " rule"
+        if group["readers"] > 1:
+            name += f", {group['readers']} readers or more"
+        areas = [
+            f"{group[key]:.3f} ({group[f'{key}_ci95'][0]:.3f} to {group[f'{key}_ci95'][1]:.3f})"
+            for key in ("auc", "diameter_auc")
+        ]
+        low, high = group["difference_ci95"]
+        counts = f"{group[f'n_{classes[0]}']}, {group[f'n_{classes[-1]}']}"
+        difference = f"{group['difference']:+.3f} ({low:+.3f} to {high:+.3f}), p {group['p']:.3f}"
+        lines.append(f"| {name} | {counts} | {areas[0]} | {areas[1]} | {difference} |")
+    return "\n".join(lines)
+
+
+def _blind(metrics: dict[str, Any]) -> str:
+    """Localisation beside what points without looking."""
+    if "pointing_middle" not in metrics:
+        return ""
+    lines = ["| off-centre | the map | the middle | the brightest | a random place |", "| --- " * 5 + "|"]
+    for title, key, stem in LOCALISATION:
+        blind = (metrics.get(f"{stem}_{name}") for name in BASELINES)
+        cells = ["" if value is None else f"{100 * value:.0f}%" for value in (metrics[key], *blind)]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _lesions(metrics: dict[str, Any]) -> str:
+    """How well it tells that there is a lesion, and what it owes to where a stack ends."""
+    sentences = []
+    if lesion := metrics.get("lesion"):
+        sentences.append(
+            f"It tells a lesion from what lies beside one with an AUC of {lesion['auc']:.3f}: from a probability of "
+            f"{lesion['threshold']:.2f} on, {lesion['kept']:.1%} of {lesion['n_lesions']} lesions are kept and "
+            f"{lesion['empty_called']:.1%} of {lesion['n_empty']} regions without one are called so."
+        )
+    if cut := metrics.get("cut_to_lesion"):
+        sentences.append(
+            f"Cut down to their lesion's own slices, {cut['n']} whole crops change their answers by "
+            f"{cut['mean_absolute_change']:.3f} on average."
+        )
+    return " ".join(sentences)
 
 
 def _places(metrics: dict[str, Any]) -> str:

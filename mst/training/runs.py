@@ -36,7 +36,8 @@ from mst.models.loading import ARCHITECTURES, METRICS, checkpoint_metrics, load_
 from mst.models.packaged import pretrained_encoder
 from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
-from mst.tasks import get_task
+from mst.saliency import explain
+from mst.tasks import Grid, get_task
 from mst.training import processes
 from mst.training.augment import Augmentation
 from mst.training.card import write_card
@@ -62,6 +63,7 @@ ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.jso
 HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the run that goes on from there
 ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
 REMEMBERED = 300  # training cases that tell what is familiar to a model
+TIMED = 3  # answers of which the median tells what one costs
 TEST_SEED = 1000  # added to the seed of simulated cases for those that only test
 Config = dict[str, Any]
 Data = str | Path | Sequence[str | Path] | None
@@ -649,6 +651,7 @@ def publish(
     if stopping and (best := best_evaluation(_read_log(study.runs / config["name"] / ALL))):
         metrics["early_stopping"] = {"step": best[0], "validation_auc": round(best[1], 4)}
     metrics |= {
+        "seconds": seconds(model, study.task.grid.override(model.grid)),
         "n_trained_on": len(labels),
         "labels_trained_on": {label: labels.count(label) for label in sorted(set(labels))},
         "dataset": _dataset(study, config),
@@ -660,6 +663,17 @@ def publish(
     write_card(model, config, metrics, folder)
     print(f"{config['name']}: AUC {metrics['auc']} ({metrics['protocol'].split(',')[0]})", flush=True)
     return metrics
+
+
+def seconds(model: ScanClassifier, grid: Grid) -> dict[str, float]:
+    """What one answer with its map costs on this machine: the median of a few, and on how many cores."""
+    volume = torch.randn(1, 1, *grid.shape, generator=torch.Generator().manual_seed(0))
+    took = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        explain(model, volume)
+        took.append(time.perf_counter() - start)
+    return {"median": round(float(np.median(took)), 2), "cpu_cores": torch.get_num_threads()}
 
 
 def _without_real_cases(study: Study, config: Config) -> dict[str, Any]:
