@@ -673,7 +673,7 @@ def seconds(model: ScanClassifier, grid: Grid) -> dict[str, float]:
         start = time.perf_counter()
         explain(model, volume)
         took.append(time.perf_counter() - start)
-    return {"median": round(float(np.median(took)), 2), "cpu_cores": torch.get_num_threads()}
+    return {"median": round(max(float(np.median(took)), 0.01), 2), "cpu_cores": torch.get_num_threads()}
 
 
 def _without_real_cases(study: Study, config: Config) -> dict[str, Any]:
