@@ -351,8 +351,8 @@ def _prepare_simulated(args: argparse.Namespace) -> int:
     from mst.data.outlines import leave_out, read_outlines
     from mst.data.simulated import most_workers, write_simulated
 
-    cases, _, held_out = read_manifests(args.leave_out or [], get_task("chest-ct").classes)
-    known = [(case.patient, case.ratings, case.ratings.get("diameter_mm")) for case in cases]
+    cases, _, more, held_out = read_manifests(args.leave_out or [], get_task("chest-ct").classes)
+    known = [(case.patient, case.ratings, case.ratings.get("diameter_mm")) for case in [*cases, *more]]
     # A model that learns from these cases may be shown the dashboard's examples, which have real outlines too.
     examples = {outline.patient for outline in example_outlines().values()}
     outlines, patients = leave_out(read_outlines(args.database), known, held_out | examples)

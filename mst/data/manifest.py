@@ -99,7 +99,7 @@ def read_manifest(path: str | Path, classes: Sequence[str], labelled: bool = Tru
 
 def read_manifests(
     paths: Sequence[str | Path], classes: Sequence[str]
-) -> tuple[list[Case], dict[str, list[Case]], set[str]]:
+) -> tuple[list[Case], dict[str, list[Case]], list[Case], set[str]]:
     """Reads several manifests as one, without the patients who are held out.
 
     Args:
@@ -108,8 +108,8 @@ def read_manifests(
         classes: as there.
 
     Returns:
-        all cases but those of held-out patients; the same, by the name of each manifest's folder; the held-out
-        patients.
+        all cases but those of held-out patients; the same, by the name of each manifest's folder; the cases of
+        held-out patients; these patients.
 
     Raises:
         ManifestError: as `read_manifest`; a case that two manifests name.
@@ -132,7 +132,8 @@ def read_manifests(
     kept = {name: [case for case in cases if case.patient not in held_out] for name, cases in found.items()}
     if not all(kept.values()):
         raise ManifestError(f"{HELD_OUT} names every patient of a manifest; there is nothing to train on.")
-    return [case for cases in kept.values() for case in cases], kept, held_out
+    left_out = [case for cases in found.values() for case in cases if case.patient in held_out]
+    return [case for cases in kept.values() for case in cases], kept, left_out, held_out
 
 
 def read_held_out(folder: Path) -> set[str]:

@@ -123,6 +123,11 @@ class ScanClassifier(
         self.lesion_threshold = float(threshold)
         self._in_config("lesion_threshold", self.lesion_threshold)
 
+    def drop_lesion_head(self) -> None:
+        """Lets the model tell lesions no more, also in the config.json that it is saved with."""
+        self.lesion_threshold, self.lesion_head = None, None
+        self._in_config("lesion_threshold", None)
+
     def _in_config(self, name: str, value: Any) -> None:
         config = self._hub_mixin_config
         assert isinstance(config, dict)

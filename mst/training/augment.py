@@ -28,6 +28,8 @@ from mst.training.cases import LoadedCase
 LEAST_DEPTH_MM = 24.0  # along the slices, for slices in other planes
 ENDS_MM = (2.0, 25.0)  # beyond the lesion, where a scan that ends near it does so
 ROOM_MM = 20.0  # beside the lesion, for a view without it
+LEAST_ROOM_MM = 3.0  # between the lesion and the scan's end, for a scan that goes on as its mirror image
+FOLDED = 0.6  # share of the views without a lesion in which the scan goes on where the lesion would be
 SMOOTH_MM = (0.3, 0.9)
 BESIDE_MM = 2.0  # between the lesion and tissue from beside it
 SIGNS = np.array([-1.0, 1.0])
@@ -130,7 +132,9 @@ class View:
             it really ends.
         beside: where tissue for slices beyond the scan's ends is taken from: (1 or 2 for rows or columns, 1 or -1 for
             beyond the lesion's upper or lower face); None: there is none.
-        free: whether the lesion is beyond the scan's end, so that the sample holds none.
+        fold: (axis, sign, millimetres from the case's centre): the scan beyond that plane, on the side of the sign, is
+            seen on its other side too, as in a mirror; None: there is no such plane.
+        free: whether the lesion is beyond the scan's end, or behind the mirror, so that the sample holds none.
     """
 
     zoom: float
@@ -140,6 +144,7 @@ class View:
     mirrored: bool
     ends_mm: np.ndarray | None = None
     beside: tuple[int, int] | None = None
+    fold: tuple[int, int, float] | None = None
     free: bool = False
 
 
@@ -172,6 +177,14 @@ def pick_plane(augmentation: Augmentation, case: LoadedCase, rng: np.random.Gene
     return others[int(rng.integers(len(others)))]
 
 
+def has_room(case: LoadedCase) -> bool:
+    """Whether there is tissue beside a case's lesion, of which is known that it holds none."""
+    if case.mask is None:
+        return False
+    lesion, scan = case.reach(case.task.plane)
+    return bool(max((lesion[:, 0] - scan[:, 0]).max(), (scan[:, 1] - lesion[:, 1]).max()) >= ROOM_MM)
+
+
 def pick_view(
     augmentation: Augmentation, case: LoadedCase, plane: Plane, rng: np.random.Generator, free: float = 0.0
 ) -> View:
@@ -189,13 +202,15 @@ def pick_view(
         shift_mm = shift_mm / 5
     flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
     mirrored = bool(rng.random() < augmentation.continue_edges)
+    lesion, scan = case.reach(plane)
+    room = np.stack([lesion[:, 0] - scan[:, 0], scan[:, 1] - lesion[:, 1]], axis=1)
+    # A stack that ends with its lesion would go on as a row of lesions.
+    mirrored = mirrored and room.min() >= LEAST_ROOM_MM
     view = View(zoom, angle, shift_mm, flips, mirrored)
     # Nothing more is drawn where nothing of it is asked for: the samples of older runs stay what they were.
     varied = free or augmentation.ends or augmentation.trim or augmentation.elsewhere
     if not varied or case.mask is None:  # without a mask nobody knows what holds no lesion
         return view
-    lesion, scan = case.reach(plane)
-    room = np.stack([lesion[:, 0] - scan[:, 0], scan[:, 1] - lesion[:, 1]], axis=1)
     ends = np.stack([np.full(3, -np.inf), np.full(3, np.inf)], axis=1)
     near = rng.random((3, 2)) < augmentation.ends
     margins = rng.uniform(*ENDS_MM, size=(3, 2)) * SIGNS
@@ -209,8 +224,12 @@ def pick_view(
     if sides and rng.random() < free:
         axis, side = sides[int(rng.integers(len(sides)))]
         sign = (-1, 1)[side]
-        face = lesion[axis, side] + sign * rng.uniform(1, 4)
-        # The scan ends where the lesion would begin; the region's middle lies beyond, anywhere else in the scan.
+        # The lesion's outermost voxels are seen for half a voxel beyond them, as all is interpolated.
+        voxel = case.scan.spacing[AXES[plane][axis][0]]
+        face = lesion[axis, side] + sign * (voxel / 2 + rng.uniform(0.5, 3))
+        # The scan ends where the lesion would begin, or goes on there as its mirror image: that a scan ends says
+        # nothing of the lesion. The region's middle lies beyond, anywhere else in the scan.
+        folded = bool(rng.random() < FOLDED)
         inner = np.clip(np.stack([scan[:, 0] + 8, scan[:, 1] - 8], axis=1), *_ordered(scan))
         middle = rng.uniform(np.minimum(inner[:, 0], inner[:, 1]), np.maximum(inner[:, 0], inner[:, 1]))
         middle[axis] = face + sign * rng.uniform(6, max(6.0, min(room[axis, side] - 8, 26)))
@@ -218,13 +237,15 @@ def pick_view(
         near = rng.random((3, 2)) < augmentation.ends
         margins = rng.uniform(8, 28, size=(3, 2)) * SIGNS
         ends = np.where(near, middle[:, None] + margins, ends)
-        ends[axis, 1 - side] = face
+        if not folded:
+            ends[axis, 1 - side] = face
         return replace(
             view,
             mirrored=False,
             shift_mm=middle,
             ends_mm=ends,
             beside=(axis, sign) if axis and beside is not None else None,
+            fold=(axis, sign, face) if folded else None,
             free=True,
         )
     if rng.random() < augmentation.trim:
@@ -276,7 +297,7 @@ def draw(
     values = torch.where(inside, values, outside)
     mask = None
     if with_mask:
-        mask = lookup(case.mask_volume(plane), index, mirrored=False, fill=True)[0] * inside
+        mask = lookup(case.mask_volume(plane), index, mirrored=view.mirrored, fill=True)[0] * inside
     return Sample(values.contiguous(), padding, mask, view)
 
 
@@ -300,6 +321,11 @@ def cut(
     index = sample_positions(
         region, spacing, view.zoom, view.angle, view.shift_mm, view.flips, slices, window
     )
+    if view.fold is not None:
+        axis, sign, face = view.fold
+        middle = float(region.positions[axis][0] + region.positions[axis][-1]) / 2
+        plane_at = middle + face / spacing[axis]
+        index[..., axis] = plane_at + sign * (index[..., axis] - plane_at).abs()
     volume = case.volume(region)
     padding = ~inside_slices(index, volume.shape[0], view.mirrored)
     if view.ends_mm is not None:

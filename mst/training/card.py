@@ -291,12 +291,15 @@ def _blind(metrics: dict[str, Any]) -> str:
 def _lesions(metrics: dict[str, Any]) -> str:
     """How well it tells that there is a lesion, and what it owes to where a stack ends."""
     sentences = []
-    if lesion := metrics.get("lesion"):
-        sentences.append(
-            f"It tells a lesion from what lies beside one with an AUC of {lesion['auc']:.3f}: from a probability of "
-            f"{lesion['threshold']:.2f} on, {lesion['kept']:.1%} of {lesion['n_lesions']} lesions are kept and "
-            f"{lesion['empty_called']:.1%} of {lesion['n_empty']} regions without one are called so."
-        )
+    lesion = metrics.get("lesion", {})
+    for ending, called in (("", "in whole scans"), ("_cut", "where the scan ends in view")):
+        if f"auc{ending}" in lesion:
+            sentences.append(
+                f"It tells a lesion from what lies beside one, {called}, with an AUC of {lesion[f'auc{ending}']:.3f}: "
+                f"from a probability of {lesion['threshold']:.2f} on, {lesion[f'kept{ending}']:.1%} of "
+                f"{lesion[f'n_lesions{ending}']} lesions are kept and {lesion[f'empty_called{ending}']:.1%} of "
+                f"{lesion[f'n_empty{ending}']} regions without one are called so."
+            )
     if cut := metrics.get("cut_to_lesion"):
         sentences.append(
             f"Cut down to their lesion's own slices, {cut['n']} whole crops change their answers by "

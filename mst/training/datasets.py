@@ -34,11 +34,15 @@ MAX_DIAMETER_MM = 40.0  # lesions of this size and larger count as 1
 NOWHERE = -1e4  # a slice's index along D where there is no scan
 
 
-def label_weights(cases: list[LoadedCase]) -> np.ndarray:
-    """Weights with which each class is drawn equally often, and cases of no class (indeterminate) half as often."""
-    labels = [case.case.label for case in cases]
-    classes = cases[0].task.classes
-    return np.array([(1.0 if label in classes else 0.5) / labels.count(label) for label in labels])
+def balanced(weights: np.ndarray, cases: list[LoadedCase]) -> np.ndarray:
+    """The same weights within each class, with which each class is drawn equally often, and cases of no class
+    (indeterminate) half as often."""
+    labels = np.array([case.case.label for case in cases])
+    found = np.zeros(len(cases))
+    for label in set(labels.tolist()):
+        share = 1.0 if label in cases[0].task.classes else 0.5
+        found[labels == label] = share * weights[labels == label] / weights[labels == label].sum()
+    return found
 
 
 def reader_weights(cases: list[LoadedCase]) -> np.ndarray:

@@ -50,6 +50,8 @@ COLUMNS = (
     "diameter_mm",
     "probability",
     "lesion",
+    "lesion_cut",
+    "lesion_free",
     "lesion_beside",
     "probability_cut",
     "distance",
@@ -69,7 +71,7 @@ def predict_cases(
     """One row a case, with the columns `COLUMNS`.
 
     `probability` is of the last class with the region centred on the lesion, `lesion` that there is a lesion at all,
-    `lesion_beside` the same of what is left of the scan without the lesion, `probability_cut` as `probability` of the
+    the other columns with that name are told by `_lesion_answers`, `probability_cut` is as `probability` of the
     lesion's own slices alone, where the scan has more, and `distance` how far the case is from the training cases (see
     `mst.familiar`). The columns with "_off" in their names come from `PLACES` regions whose centres are up to 10 mm off
     along each axis, of cases with tissue on all sides:
@@ -101,17 +103,13 @@ def predict_cases(
         if (apart := model.distance(vector)) is not None:
             row["distance"] = round(float(apart[0]), 4)
         if model.lesion_head is not None:
-            row["lesion"] = lesion_probability(model.lesion_logits(vector))
-            if (beside := without_lesion(case, rng)) is not None:
-                empty = prepare(beside[0], case.task, list(beside[1]), model.grid)
-                vector = model.encode_scan(empty.volume, empty.padding_mask)
-                row["lesion_beside"] = lesion_probability(model.lesion_logits(vector))
+            row |= _lesion_answers(model, case, vector, rng)
+        if case.mask is None or surrounded(case):
+            row |= _off_centre(model, case, offsets)
         if case.mask is not None and surrounded(case):
-            stack = cut_to_lesion(case)
-            alone = prepare(stack, case.task, list(case.center), model.grid)
+            alone = prepare(cut_to_lesion(case), case.task, list(case.center), model.grid)
             vector = model.encode_scan(alone.volume, alone.padding_mask)
             row["probability_cut"] = _probability(model, model.classify(vector))
-            row |= _off_centre(model, case, offsets)
         rows.append(row)
     return rows
 
@@ -155,35 +153,98 @@ def _off_centre(model: ScanClassifier, case: LoadedCase, offsets: np.ndarray) ->
     return row | {name: float(np.mean(found)) for name, found in hits.items() if found}
 
 
-def without_lesion(case: LoadedCase, rng: np.random.Generator) -> tuple[Scan, np.ndarray] | None:
-    """The larger part of a case's scan that a plane beside the lesion leaves, and a place in it.
+def _lesion_answers(
+    model: ScanClassifier, case: LoadedCase, vector: torch.Tensor, rng: np.random.Generator
+) -> dict[str, float]:
+    """How probable a lesion is where there is one and where there is none, with the scan's end in view and without.
+
+    That a scan ends near the lesion, or beside it, must not tell; so each is asked of both.
+    """
+    row = {"lesion": lesion_probability(model.lesion_logits(vector))}
+    size = case.region(case.task.plane, model.grid).size_mm(case.scan)
+    places = {
+        "lesion_cut": cut_beside(case, rng, keep=True),
+        "lesion_beside": cut_beside(case, rng, keep=False),
+        "lesion_free": place_without_lesion(case, size, rng),
+    }
+    for name, found in places.items():
+        if found is not None:
+            scan, center = found
+            given = prepare(scan, case.task, list(center), model.grid)
+            there = model.encode_scan(given.volume, given.padding_mask)
+            row[name] = lesion_probability(model.lesion_logits(there))
+    return row
+
+
+def _roomiest(case: LoadedCase) -> tuple[int, int, float, np.ndarray, np.ndarray]:
+    """The axis and side with most tissue beside the lesion, how much, the lesion's first and last voxel."""
+    assert case.mask is not None
+    marked = np.argwhere(case.mask)
+    first, last = marked.min(axis=0), marked.max(axis=0)
+    spacing = np.asarray(case.scan.spacing)
+    room = np.stack([first * spacing, (np.array(case.scan.shape) - 1 - last) * spacing], axis=1)
+    axis, side = (int(n) for n in np.unravel_index(int(room.argmax()), room.shape))
+    return axis, side, float(room[axis, side]), first, last
+
+
+def cut_beside(case: LoadedCase, rng: np.random.Generator, keep: bool) -> tuple[Scan, np.ndarray] | None:
+    """A part of a case's scan that ends at a plane beside the lesion, and a place in it.
+
+    Args:
+        keep: the part with the lesion, which is the place; else the part without it, and a place 6 to 20 mm from the
+            plane.
 
     Returns:
-        the part, and the place in RAS millimetres, 6 to 20 mm from that plane; None where there is too little room or
-        no mask.
+        the part, and the place in RAS millimetres; None where there is too little room or no mask.
     """
     if case.mask is None:
         return None
-    marked = np.argwhere(case.mask)
-    first, last = marked.min(axis=0), marked.max(axis=0)
-    shape, spacing = np.array(case.scan.shape), np.asarray(case.scan.spacing)
-    room = np.stack([first * spacing, (shape - 1 - last) * spacing], axis=1)
-    axis, side = np.unravel_index(int(room.argmax()), room.shape)
-    if room[axis, side] < 2 * BESIDE_MM[0] + 2:
+    axis, side, room, first, last = _roomiest(case)
+    spacing = np.asarray(case.scan.spacing)
+    if room < 2 * BESIDE_MM[0] + 2:
         return None
-    start, stop = np.zeros(3, int), shape.copy()
-    if side:
-        start[axis] = last[axis] + 1 + int(np.ceil(1 / spacing[axis]))
+    gap = rng.uniform(1, min(BESIDE_MM[1], room)) if keep else 1.0
+    steps = int(np.ceil(gap / spacing[axis]))
+    start, stop = np.zeros(3, int), np.array(case.scan.shape)
+    # The plane lies beyond the lesion's last voxel, or before its first one.
+    if bool(side) == keep:
+        stop[axis] = last[axis] + 1 + steps if side else first[axis] - steps
     else:
-        stop[axis] = first[axis] - int(np.ceil(1 / spacing[axis]))
+        start[axis] = last[axis] + 1 + steps if side else first[axis] - steps
+    start, stop = start.clip(0), stop.clip(None, case.scan.shape)
     voxels = case.scan.voxels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    affine = case.scan.affine.copy()
+    affine[:3, 3] = case.scan.voxel_to_world(start)
+    if keep:
+        return Scan(voxels, affine), np.asarray(case.center)
     size = (stop - start) * spacing
     place = size * rng.uniform(0.3, 0.7, 3)
     depth = rng.uniform(BESIDE_MM[0], min(BESIDE_MM[1], size[axis] - BESIDE_MM[0]))
     place[axis] = depth if side else size[axis] - depth
-    affine = case.scan.affine.copy()
-    affine[:3, 3] = case.scan.voxel_to_world(start)
     return Scan(voxels, affine), case.scan.voxel_to_world(start + place / spacing - 0.5)
+
+
+def place_without_lesion(
+    case: LoadedCase, size_mm: np.ndarray, rng: np.random.Generator
+) -> tuple[Scan, np.ndarray] | None:
+    """A place in a whole scan round which a region shows neither the lesion nor, along that axis, the scan's end.
+
+    Args:
+        size_mm: (3,), the region's, along the scan's axes.
+
+    Returns:
+        the scan and the place in RAS millimetres; None where there is too little room or no mask.
+    """
+    if case.mask is None:
+        return None
+    axis, side, room, first, last = _roomiest(case)
+    spare = room - size_mm[axis] - 1
+    if spare < 0:
+        return None
+    away = (1 + size_mm[axis] / 2 + rng.uniform(0, spare)) / case.scan.spacing[axis]
+    index = np.asarray(case.scan.world_to_voxel(case.center), float)
+    index[axis] = last[axis] + away if side else first[axis] - away
+    return case.scan, case.scan.voxel_to_world(index)
 
 
 def cut_to_lesion(case: LoadedCase) -> Scan:
@@ -396,21 +457,33 @@ def cut_figures(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> di
 
 
 def lesion_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How well lesions are told from regions without one; the threshold keeps 97% of these lesions."""
-    real = np.array([float(row["lesion"]) for row in rows if given(row, "lesion")])
-    empty = np.array([float(row["lesion_beside"]) for row in rows if given(row, "lesion_beside")])
+    """How well lesions are told from regions without one; the threshold keeps 97% of these lesions.
+
+    Returns:
+        "kept" and "empty_called" of whole scans ("lesion", "lesion_free") and, with "_cut", of scans that end in view
+        ("lesion_cut", "lesion_beside"); {} where one of the two kinds is missing.
+    """
+    found = {
+        name: np.array([float(row[name]) for row in rows if given(row, name)])
+        for name in ("lesion", "lesion_cut", "lesion_free", "lesion_beside")
+    }
+    real = np.concatenate([found["lesion"], found["lesion_cut"]])
+    empty = np.concatenate([found["lesion_free"], found["lesion_beside"]])
     if not len(real) or not len(empty):
         return {}
     threshold = float(np.floor(np.quantile(real, 1 - KEPT_LESIONS, method="lower") * 1000) / 1000)
-    truth = np.concatenate([np.ones(len(real), bool), np.zeros(len(empty), bool)])
-    return {
-        "auc": round(float(roc_auc_score(truth, np.concatenate([real, empty]))), 4),
-        "threshold": threshold,
-        "kept": round(float((real >= threshold).mean()), 4),
-        "empty_called": round(float((empty < threshold).mean()), 4),
-        "n_lesions": len(real),
-        "n_empty": len(empty),
-    }
+    figures: dict[str, Any] = {"threshold": threshold}
+    for ending, there, none in (("", "lesion", "lesion_free"), ("_cut", "lesion_cut", "lesion_beside")):
+        seen, unseen = found[there], found[none]
+        figures |= {f"n_lesions{ending}": len(seen), f"n_empty{ending}": len(unseen)}
+        if len(seen):
+            figures[f"kept{ending}"] = round(float((seen >= threshold).mean()), 4)
+        if len(unseen):
+            figures[f"empty_called{ending}"] = round(float((unseen < threshold).mean()), 4)
+        if len(seen) and len(unseen):
+            truth = np.concatenate([np.ones(len(seen), bool), np.zeros(len(unseen), bool)])
+            figures[f"auc{ending}"] = round(float(roc_auc_score(truth, np.concatenate([seen, unseen]))), 4)
+    return figures
 
 
 def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str]) -> dict[str, float]:

@@ -39,7 +39,7 @@ from mst.models.slice_transformer import SliceTransformer
 from mst.saliency import explain
 from mst.tasks import Grid, get_task
 from mst.training import processes
-from mst.training.augment import Augmentation
+from mst.training.augment import Augmentation, has_room
 from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
 from mst.training.datasets import (
@@ -47,8 +47,8 @@ from mst.training.datasets import (
     SliceDraws,
     ValidationVolumes,
     VolumeDraws,
+    balanced,
     dataset_weights,
-    label_weights,
     reader_weights,
 )
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
@@ -144,7 +144,9 @@ class Study:
     def __init__(self, data: Data, config: Config, runs: str | Path) -> None:
         self.task = get_task(config["task"])
         paths = [data] if isinstance(data, str | Path) else list(data or [])
-        self.cases, self.manifests, self.held_out = read_manifests(paths, self.task.classes)
+        self.cases, self.manifests, self.held_out_cases, self.held_out = read_manifests(
+            paths, self.task.classes
+        )
         self.manifest = " and ".join(self.manifests) or "simulated cases alone"
         self.runs = Path(runs) if data else Path(runs) / ALONE
         self.folds, self.seed = int(config.get("folds", 5)), int(config.get("seed", 0))
@@ -185,8 +187,9 @@ class Study:
         weights = np.zeros(0)
         if shares["real"] > 0:
             cases = self.stopping_cases(config, part)[0]
-            each = label_weights(cases) if config.get("balanced", False) else np.ones(len(cases))
-            each = each * reader_weights(cases) * dataset_weights([self.datasets[c.case.name] for c in cases])
+            each = reader_weights(cases) * dataset_weights([self.datasets[c.case.name] for c in cases])
+            if config.get("balanced", False):
+                each = balanced(each, cases)
             weights = shares["real"] * each / each.sum()
         if shares["simulated"] > 0:
             more = self._load(self.simulated_cases(_simulated(config)))
@@ -242,7 +245,7 @@ class Study:
                     case.case.ratings,
                     case.case.ratings.get("diameter_mm", case.diameter_mm),
                 )
-                for case in self._load(self.cases)
+                for case in self._load([*self.cases, *self.held_out_cases])
             ]
             examples = {outline.patient for outline in example_outlines().values()}
             outlines, patients = leave_out(outlines, known, self.held_out | examples)
@@ -274,7 +277,7 @@ class Study:
         settings = folder / "settings.json"
         # A shared run sees no real case, but its simulated ones depend on which real ones there are.
         names = [case.name for case in (self.cases if shared else self.part_manifest(part)[0])]
-        wanted = {"config": _relevant(config), "cases": _digest(names)}
+        wanted = {"config": _relevant(config), "cases": _digest([*names, *sorted(self.held_out)])}
         if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")) != wanted:
             raise TrainingError(
                 f"{config['name']}/{part} was begun with other settings or cases. Delete that folder in "
@@ -421,7 +424,9 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     set_seed(seed)
     model = build_model(config, study)
     if first is not None:
-        model.load_state_dict(first.state_dict())
+        # What was familiar to the model before is not what will be.
+        weights_before = first.state_dict().items()
+        model.load_state_dict({k: v for k, v in weights_before if not k.startswith("familiar_")})
     if encoder is not None:
         assert isinstance(model, SliceTransformer)
         model.encoder.load_state_dict(load_file(encoder))
@@ -429,6 +434,10 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     if free and model.lesion_head is None:
         raise TrainingError(
             f"{config['file']}: free needs a model that tells lesions (model.lesion_threshold: 0.5)."
+        )
+    if free and not any(has_room(case) for case in cases):
+        raise TrainingError(
+            f"{config['file']}: free needs cases with masks and tissue beside the lesion; there is none among these."
         )
     trained: nn.Module = ClassTraining(model) if free else model
     dense = None
@@ -625,24 +634,29 @@ def publish(
             model.set_familiar(
                 model.familiar | {"limit": limit}, model.familiar_mean, model.familiar_whitening
             )
-        if "lesion" in metrics:
-            model.set_lesion_threshold(metrics["lesion"]["threshold"])
         how = (
             "with a fixed schedule"
             if stopping is None
             else f"and stopped by the AUC on one of {stopping.folds} parts, by patient, of the fold's training cases"
         )
         metrics["protocol"] = (
-            f"{study.folds}-fold cross-validation by patient, pooled over held-out cases; what trains on real cases is "
+            f"{study.folds}-fold cross-validation by patient, pooled over held-out cases ({_counted(study)}); what "
+            f"trains on real cases is "
             f"repeated in each fold {how}"
             + (
                 ", what trains on simulated ones alone is shared by all folds"
-                if _sees_simulated(config)
+                if _begins_simulated(config)
                 else ""
             )
             + ". The shipped weights were trained on all cases in the same way, so the figure is of the procedure, "
             "not of these very weights."
         )
+    if model.lesion_head is not None:
+        # Without the folds nobody knows from when on a lesion is seen.
+        if "lesion" in metrics:
+            model.set_lesion_threshold(metrics["lesion"]["threshold"])
+        else:
+            model.drop_lesion_head()
     before = config.get("pretraining") or {}
     alone = study.runs / before.get("name", "") / SIMULATED / PREDICTIONS
     if before.get("kind") == "classifier" and has_rows(alone):
@@ -736,6 +750,18 @@ def _simulated(config: Config) -> dict[str, Any]:
 
 def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _begins_simulated(config: Config) -> bool:
+    """Whether a run goes on from one on simulated cases alone."""
+    before = config.get("pretraining")
+    if not before:
+        return False
+    return before.get("shares", {}).get("real", 1.0) == 0 or _begins_simulated(before)
+
+
+def _counted(study: Study) -> str:
+    return " and ".join(f"{len(cases):,} of {name}" for name, cases in study.manifests.items())
 
 
 def _can_be_simulated(config: Config | None) -> bool:

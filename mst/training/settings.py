@@ -134,6 +134,10 @@ def check_config(config: dict[str, Any]) -> None:
             _check_dense(dense)
         if teacher is not None:
             _check_teacher(teacher, config.get("dense"))
+        if config.get("window") and (config.get("dense") is None or "stem" in (config.get("model") or {})):
+            raise TrainingError("window needs dense, and a model without a stem.")
+        if config.get("focus") and not config.get("keep_slices"):
+            raise TrainingError("focus is of the slices that keep_slices keeps.")
         if (share := config.get("average")) is not None:
             if not isinstance(share, int | float) or not 0 < share <= 1:
                 raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")

@@ -94,17 +94,18 @@ def _localisation(models: Mapping[str, Sequence[Sequence[dict[str, Any]]]], clas
 def _lesions(models: Mapping[str, Sequence[Sequence[dict[str, Any]]]], classes: Sequence[str]) -> str:
     lines = [_line("is there a lesion", "AUC", "lesions kept", "regions without one called so", "threshold")]
     for name, folds in models.items():
-        lesion = summarise(folds, classes).get("lesion")
-        if lesion:
-            lines.append(
-                _line(
-                    name,
-                    f"{lesion['auc']:.3f}",
-                    f"{100 * lesion['kept']:.1f}% of {lesion['n_lesions']}",
-                    f"{100 * lesion['empty_called']:.1f}% of {lesion['n_empty']}",
-                    f"{lesion['threshold']:.3f}",
+        lesion = summarise(folds, classes).get("lesion", {})
+        for ending, called in (("", "whole scan"), ("_cut", "the scan ends in view")):
+            if f"auc{ending}" in lesion:
+                lines.append(
+                    _line(
+                        f"{name}, {called}",
+                        f"{lesion[f'auc{ending}']:.3f}",
+                        f"{100 * lesion[f'kept{ending}']:.1f}% of {lesion[f'n_lesions{ending}']}",
+                        f"{100 * lesion[f'empty_called{ending}']:.1f}% of {lesion[f'n_empty{ending}']}",
+                        f"{lesion['threshold']:.3f}",
+                    )
                 )
-            )
     return _markdown(lines) if len(lines) > 1 else ""
 
 
