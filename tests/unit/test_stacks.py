@@ -388,7 +388,13 @@ def test_a_run_goes_on_from_one_that_knows_its_cases(whole: Path, stacks: Path, 
     for text in ("the paper's rule", "a random place", "It tells a lesion from what lies beside one"):
         assert text in card
     # Without the folds, nobody knows from when on a lesion is seen: then the model does not say.
-    run(load_config(tmp_path / "first.yaml"), [whole, stacks], tmp_path / "alone", tmp_path / "runs", ["all"])
+    run(
+        load_config(tmp_path / "first.yaml"),
+        [whole, stacks],
+        tmp_path / "alone",
+        tmp_path / "runs-1",
+        ["all"],
+    )
     assert load_model(tmp_path / "alone").lesion_head is None
 
     blind = tmp_path / "blind"
