@@ -249,12 +249,19 @@ def matching_patients(
     diameters = [outline.diameter_mm for outline in outlines]
     found = set()
     for ratings, diameter in nodules:
-        known = {name: round(value) for name, value in ratings.items() if name in RATINGS}
+        # A mean over several readers is nobody's own rating: each of them may be a step away.
+        known = {
+            name: (value, 0.0 if value == round(value) else 1.0)
+            for name, value in ratings.items()
+            if name in RATINGS
+        }
         if len(known) < MIN_RATINGS:
             continue
         for outline, size in zip(outlines, diameters, strict=True):
             close = abs(size - diameter) <= max(1.5, 0.25 * diameter)
-            if close and all(outline.ratings[name] == value for name, value in known.items()):
+            if close and all(
+                abs(outline.ratings[name] - value) <= apart for name, (value, apart) in known.items()
+            ):
                 found.add(outline.patient)
     return found
 

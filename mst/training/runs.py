@@ -63,6 +63,7 @@ ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.jso
 HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the run that goes on from there
 ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
 REMEMBERED = 300  # training cases that tell what is familiar to a model
+WIDEST = 2048  # vectors whose covariance is kept
 TIMED = 3  # answers of which the median tells what one costs
 TEST_SEED = 1000  # added to the seed of simulated cases for those that only test
 Config = dict[str, Any]
@@ -539,7 +540,10 @@ def remember(model: ScanClassifier, cases: Sequence[LoadedCase]) -> None:
         given = case.prepare(model.grid)
         vectors.append(model.encode_scan(given.volume, given.padding_mask))
         measured.append(measure(case.scan, given.region, case.task))
-    model.set_familiar({"limit": None, "spans": spans(measured)}, *fit_vectors(torch.cat(vectors)))
+    known = torch.cat(vectors)
+    if known.shape[1] > WIDEST:  # all slices side by side: their covariance would be larger than the model
+        return
+    model.set_familiar({"limit": None, "spans": spans(measured)}, *fit_vectors(known))
 
 
 def average_weights(model: nn.Module, before: nn.Module, share: float) -> None:
@@ -628,8 +632,7 @@ def publish(
         metrics = summarise(folds, study.task.classes)
         metrics["calibration"] = calibration(folds, study.task.classes)
         model.set_temperature(metrics["calibration"]["temperature"])
-        if "usual_distance" in metrics:
-            assert model.familiar is not None
+        if "usual_distance" in metrics and model.familiar is not None:
             limit = metrics["usual_distance"]
             model.set_familiar(
                 model.familiar | {"limit": limit}, model.familiar_mean, model.familiar_whitening

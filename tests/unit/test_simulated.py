@@ -90,6 +90,8 @@ def test_patients_of_known_nodules_are_found(database: Path) -> None:
     assert matching_patients(outlines, [(rated, 15.0)]) == {"LIDC-IDRI-0001"}
     assert matching_patients(outlines, [(rated, 6.0)]) == set()
     assert matching_patients(outlines, [({"malignancy": 5.0}, 15.0)]) == set()  # would fit anybody
+    means = rated | {"spiculation": 3.5, "margin": 2.33}
+    assert matching_patients(outlines, [(means, 15.0)]) == {"LIDC-IDRI-0001"}
     stranger = ("case-1", rated, 15.0)
     kept, count = leave_out(outlines, [stranger])
     assert ([outline.patient for outline in kept], count) == (["LIDC-IDRI-0002"], 1)
