@@ -239,6 +239,20 @@ def test_choosing_a_side_redraws_the_locator(page: Page, url: str) -> None:
     expect(page.locator("[data-testid=locator] canvas")).to_have_count(3)
 
 
+def _explain_until(page: Page, shown: str, choose: Callable[[], None] = lambda: None) -> None:
+    """Chooses and asks until something is shown: what is asked for while the page's fields still change belongs to other inputs,
+    and is dropped."""
+    for _ in range(6):
+        choose()
+        page.click("#run")
+        try:
+            page.wait_for_selector(shown, timeout=15_000)
+            break
+        except PlaywrightTimeoutError:
+            continue
+    expect(page.locator(shown)).to_be_visible()
+
+
 def test_switching_the_study_raises_no_alert(page: Page, url: str, nodule: Path) -> None:
     """Without a scan and with one open, waiting for the page in between and not. An alert goes after some seconds."""
     page.add_init_script(
@@ -259,16 +273,9 @@ def test_switching_the_study_raises_no_alert(page: Page, url: str, nodule: Path)
         page.locator(f"#task input[value='{study}']").check()
     page.get_by_role("button", name="Models").click()
     expect(page.locator("#checkpoint-mst input")).to_have_value("chest-ct-mst", timeout=30_000)
-    # Its answer comes after those of the switches. One that is asked for while they still change the page's fields is
-    # dropped, as it belongs to other inputs, and is asked for again.
-    for _ in range(6):
-        page.click("#run")
-        try:
-            page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=15_000)
-            break
-        except PlaywrightTimeoutError:
-            continue
-    expect(page.locator("[data-testid=viewer][data-ready=true]")).to_be_visible()
+    _explain_until(
+        page, "[data-testid=viewer][data-ready=true]"
+    )  # its answer comes after those of the switches
     assert page.evaluate("alerts") == []
     assert page.locator("#status [role=alert]").count() == 0
 
@@ -279,11 +286,14 @@ def test_a_checkpoint_that_is_not_in_the_list_is_told(page: Page, url: str, nodu
     page.wait_for_selector("[data-testid=locator]", timeout=60_000)
     page.get_by_role("button", name="Models").click()
     field = page.locator("#checkpoint-mst input")
-    field.fill("/etc")
-    field.press("Enter")
-    field.blur()
-    page.click("#run")
-    expect(page.locator("#status [role=alert]")).to_contain_text("choose one of the list", timeout=30_000)
+
+    def choose() -> None:
+        field.fill("/etc")
+        field.press("Enter")
+        field.blur()
+
+    _explain_until(page, "#status [role=alert]", choose)
+    expect(page.locator("#status [role=alert]")).to_contain_text("choose one of the list")
 
 
 def test_a_link_opens_the_same_view_of_the_same_scan(page: Page, url: str, nodule: Path) -> None:

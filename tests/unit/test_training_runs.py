@@ -58,10 +58,12 @@ def _curve(log: list[dict], key: str) -> list[float]:
     return [entry[key] for entry in log if key in entry]
 
 
-def _same_weights(one: Path, other: Path) -> None:
+def _same_weights(one: Path, other: Path, apart: float = 1e-5) -> None:
+    """That two files hold the same; the first may hold more, which is not trained."""
     first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    for name, weight in first.items():
-        assert torch.allclose(weight.float(), second[name].float(), atol=1e-5), name
+    assert all(name in second or name.startswith("familiar_") for name in first)
+    for name, weight in second.items():
+        assert torch.allclose(weight.float(), first[name].float(), rtol=apart, atol=apart), name
 
 
 def _one_process_and_two(
@@ -176,7 +178,8 @@ def test_early_stopping_keeps_the_best_weights_of_patients_apart(data: Path, tmp
     step, auc = best
     evaluated = [entry["step"] for entry in log if "eval_auc" in entry]
     assert evaluated[-1] == step + 4 or evaluated[-1] == 40  # two evaluations without a better one
-    _same_weights(tmp_path / "out", tmp_path / "runs" / "tiny-resnet" / "all" / f"checkpoint-{step}")
+    best = tmp_path / "runs" / "tiny-resnet" / "all" / f"checkpoint-{step}"
+    _same_weights(tmp_path / "out", best, apart=1e-3)  # what is published is float16
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["early_stopping"] == {"step": step, "validation_auc": round(auc, 4)}
     assert metrics["n_trained_on"] == len(study.stopping_cases(config, "all")[0]) < 8
