@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -240,8 +240,8 @@ def test_choosing_a_side_redraws_the_locator(page: Page, url: str) -> None:
 
 
 def _explain_until(page: Page, shown: str, choose: Callable[[], None] = lambda: None) -> None:
-    """Chooses and asks until something is shown: what is asked for while the page's fields still change belongs to other inputs,
-    and is dropped."""
+    """Chooses and asks until something is shown: what is asked for while the page's fields still change belongs to
+    other inputs, and is dropped."""
     for _ in range(6):
         choose()
         page.click("#run")
