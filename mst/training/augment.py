@@ -181,8 +181,7 @@ def has_room(case: LoadedCase) -> bool:
     """Whether there is tissue beside a case's lesion, of which is known that it holds none."""
     if case.mask is None:
         return False
-    lesion, scan = case.reach(case.task.plane)
-    return bool(max((lesion[:, 0] - scan[:, 0]).max(), (scan[:, 1] - lesion[:, 1]).max()) >= ROOM_MM)
+    return bool(case.room(case.task.plane).max() >= ROOM_MM)
 
 
 def pick_view(
@@ -203,7 +202,7 @@ def pick_view(
     flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
     mirrored = bool(rng.random() < augmentation.continue_edges)
     lesion, scan = case.reach(plane)
-    room = np.stack([lesion[:, 0] - scan[:, 0], scan[:, 1] - lesion[:, 1]], axis=1)
+    room = case.room(plane)
     # A stack that ends with its lesion would go on as a row of lesions.
     mirrored = mirrored and room.min() >= LEAST_ROOM_MM
     view = View(zoom, angle, shift_mm, flips, mirrored)
@@ -333,9 +332,7 @@ def cut(
         padding = padding | ~ended[:, 0, 0, 0]
     filled = torch.zeros_like(padding)
     if view.beside is not None and padding.any():
-        index, filled = _from_beside(
-            index, padding, case.mask_volume(plane), view.beside, view.ends_mm, region, spacing
-        )
+        index, filled = _from_beside(index, padding, case.mask_volume(plane), view.beside, spacing)
     values, inside = lookup(volume, index, view.mirrored)
     if view.ends_mm is not None:
         inside = inside & (ended.all(dim=-1) | filled[:, None, None])
@@ -458,8 +455,6 @@ def _from_beside(
     padding: Tensor,
     mask: Tensor,
     beside: tuple[int, int],
-    ends_mm: np.ndarray | None,
-    region: Region,
     spacing: list[float],
 ) -> tuple[Tensor, Tensor]:
     """Takes the slices that are padding from beside the lesion, as far as the lesion is not seen there.

@@ -101,6 +101,11 @@ class LoadedCase:
             self._reach[plane] = lesion[order], scan[order]
         return self._reach[plane]
 
+    def room(self, plane: Plane) -> np.ndarray:
+        """How much tissue there is beside the lesion, in millimetres: [3, 2], below and above it as in `reach`."""
+        lesion, scan = self.reach(plane)
+        return np.stack([lesion[:, 0] - scan[:, 0], scan[:, 1] - lesion[:, 1]], axis=1)
+
     def volume(self, region: Region) -> Tensor:
         """The whole scan along the region's axes, float32 [N0, N1, N2], smoothed as `mst.preprocess.sample` does.
 

@@ -266,8 +266,7 @@ def lesion_probability(logits: torch.Tensor | None) -> float:
 
 def surrounded(case: LoadedCase) -> bool:
     """Whether there is tissue on all sides of the lesion, as in a whole scan, and so something to point away to."""
-    lesion, scan = case.reach(case.task.plane)
-    return bool((lesion[:, 0] - scan[:, 0]).min() >= ROOM_MM and (scan[:, 1] - lesion[:, 1]).min() >= ROOM_MM)
+    return bool(case.room(case.task.plane).min() >= ROOM_MM)
 
 
 def _probability(model: ScanClassifier, logits: torch.Tensor) -> float:

@@ -90,6 +90,13 @@ def loaded(whole: Path) -> list[LoadedCase]:
     return load_cases(read_manifest(whole, CLASSES), CHEST)
 
 
+def _telling(small_mst: SliceTransformer) -> SliceTransformer:
+    """Such a model that also tells whether there is a lesion."""
+    torch.manual_seed(0)
+    encoder = dict(small_mst._hub_mixin_config["encoder"])
+    return SliceTransformer(grid=GRID, encoder=encoder, slice_heads=4, lesion_threshold=0.5).eval()
+
+
 def test_a_stack_of_few_slices_is_trained_on_but_not_shown(stacks: Path, thin: list[LoadedCase]) -> None:
     assert thin[0].scan.shape[2] == 2
     with pytest.raises(ScanError, match="at least 4 along each axis"):
@@ -270,13 +277,7 @@ def test_a_model_tells_whether_there_is_a_lesion(small_mst: SliceTransformer, tm
     volume = torch.randn(2, 1, 8, 24, 24)
     assert small_mst.lesion_logits(small_mst.encode_scan(volume)) is None
     assert explain(small_mst, volume).lesion_logits is None
-    torch.manual_seed(0)
-    model = SliceTransformer(
-        grid=GRID,
-        encoder=dict(small_mst._hub_mixin_config["encoder"]),
-        slice_heads=4,
-        lesion_threshold=0.5,
-    ).eval()
+    model = _telling(small_mst)
     model.set_lesion_threshold(0.25)
     save_model(model, tmp_path / "checkpoint", half=True)
     assert (
@@ -329,13 +330,7 @@ def test_what_is_left_beside_a_lesion_shows_none(loaded: list[LoadedCase], thin:
 def test_figures_stand_beside_those_of_the_diameter_and_of_blind_guesses(
     small_mst: SliceTransformer, whole: Path, stacks: Path, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    model = SliceTransformer(
-        grid=GRID,
-        encoder=dict(small_mst._hub_mixin_config["encoder"]),
-        slice_heads=4,
-        lesion_threshold=0.5,
-    ).eval()
+    model = _telling(small_mst)
     study = Study([whole, stacks], {"task": "chest-ct"}, tmp_path)
     cases = study.part_cases("all")[0]
     rows = predict_cases(model, cases, datasets=study.datasets)
