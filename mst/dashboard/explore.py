@@ -26,6 +26,8 @@ from mst.dashboard.store import (
     keep_folder,
     note_inputs,
     note_opened,
+    note_problem,
+    noted_problem,
     open_scan,
     remember,
     take_result,
@@ -372,7 +374,9 @@ def _show_scan(
         status = cards.alert(UNEXPECTED)
     if not is_opened(session, (files, key, pre)):
         return gr.skip(), gr.skip(), gr.skip()
-    return status, locator, offered
+    # Drawn a moment after it was asked in vain, the scan's facts do not wipe out why there is no answer.
+    problem = noted_problem(session, _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, shift))
+    return cards.alert(problem) if problem else status, locator, offered
 
 
 class _SupersededError(Exception):
@@ -399,6 +403,7 @@ def _explain(
     session = _session(request)
     inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, shift)
     note_inputs(session, inputs)
+    note_problem(session, inputs, None)
 
     def step(share: float, doing: str) -> None:
         if not are_current(session, inputs):
@@ -448,6 +453,7 @@ def _explain(
     except Exception:
         log.exception("a scan could not be explained")
         problem = UNEXPECTED
+    note_problem(session, inputs, problem)
     return [cards.alert(problem) if are_current(session, inputs) else gr.skip(), *kept]
 
 

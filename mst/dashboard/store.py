@@ -266,6 +266,17 @@ def are_current(session: str, inputs: Inputs) -> bool:
     return noted is None or noted == inputs
 
 
+def note_problem(session: str, inputs: Inputs, problem: str | None) -> None:
+    """Notes why there is no answer for these inputs; None while one is made."""
+    _inputs.put(("problem", session), (inputs, problem), session)
+
+
+def noted_problem(session: str, inputs: Inputs) -> str | None:
+    """Why there was no answer for these inputs, where it was the last that the session asked for."""
+    noted: tuple[Inputs, str | None] | None = _inputs.get(("problem", session))
+    return noted[1] if noted is not None and noted[0] == inputs else None
+
+
 def note_opened(session: str, opened: Opened) -> None:
     """Notes which scan and study a session's page opens: all that it may show a scan or offer files of."""
     _inputs.put(("opened", session), _plain(opened), session)

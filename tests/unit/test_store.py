@@ -159,22 +159,18 @@ def inputs(files: list[str]) -> store.Inputs:
     return store.Inputs(tuple(files), "chest-ct", "", None, None, (), None, None, False, False)
 
 
-def explain(files: list[str], session: str = "s") -> list[Any]:
-    request = SimpleNamespace(session_hash=session)
-    return explore._explain(
-        files,
-        "chest-ct",
-        "",
-        None,
-        None,
-        None,
-        None,
-        None,
-        False,
-        False,
-        request,
-        lambda *args, **options: None,
-    )
+def explain(files: list[str], mst: str | None = None) -> list[Any]:
+    return explore._explain(*_fields(files, mst), lambda *args, **options: None)
+
+
+def show(files: list[str], mst: str | None = None) -> tuple[Any, Any, Any]:
+    return explore._show_scan(*_fields(files, mst))
+
+
+def _fields(files: list[str], mst: str | None) -> list[Any]:
+    """The page's fields and the request of a session."""
+    given = inputs(files)._replace(mst=mst)
+    return [list(given.files), *given[1:], SimpleNamespace(session_hash="s")]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -207,6 +203,15 @@ def test_an_answer_to_former_inputs_is_dropped(
     answer = explain([file])
     assert all(part == gr.skip() for part in answer), answer
     assert store.take_result("s") is None
+
+
+def test_a_scan_drawn_late_does_not_wipe_out_why_there_is_no_answer(kept: Store, tmp_path: Path) -> None:
+    """The page draws the scan anew when a checkpoint is chosen, which may come after the answer that was asked for."""
+    file = str(example_file("chest-round", tmp_path))
+    alert = explain([file], mst="/etc")[0]
+    assert "choose one of the list" in alert
+    assert show([file], mst="/etc")[0] == alert
+    assert "alert" not in show([file])[0]
 
 
 def test_files_of_a_scan_that_is_no_longer_open_are_not_offered(
