@@ -96,6 +96,11 @@ def _build_parser() -> argparse.ArgumentParser:
         help="added to all values, where a CT's are not Hounsfield units (a note says so): such as -1024",
     )
     predict.add_argument("--tta", action="store_true", help="average over the eight flips")
+    predict.add_argument(
+        "--interval",
+        action="store_true",
+        help="also tell how far each answer lies off over flips, small shifts of the spot and the training's folds",
+    )
     predict.add_argument("--mst", metavar="CHECKPOINT", help="folder or hub repository of the MST")
     predict.add_argument("--resnet", metavar="CHECKPOINT", help="folder or hub repository of the 3D ResNet")
     predict.set_defaults(run=_predict)
@@ -452,6 +457,7 @@ def _predict(args: argparse.Namespace) -> int:
         side=args.side,
         models={"mst": args.mst, "resnet": args.resnet},
         tta=args.tta,
+        interval=args.interval,
     )
     task = get_task(args.task)
     notes = [*scan.notes, *told, *scan_notes(scan, task), *missing_models(task, results)]

@@ -24,6 +24,7 @@ from mst.saliency.flips import explain_flips
 from mst.saliency.metrics import saliency_metrics
 from mst.scans import Scan, ScanError, read_mask
 from mst.tasks import Task, get_task
+from mst.uncertainty import Interval, answer_interval, usable_calibrations
 from mst.words import LABELS
 
 # A model's short name in results -> the architectures that may stand there, the preferred one first.
@@ -70,6 +71,7 @@ class Prediction:
         native_saliency: float32 [d, h, w], the map at its own resolution, over the model's input.
         lesion_probability: that there is a lesion in the region at all; None: the model was not trained to tell.
         lesion_threshold: below which none is seen, and the classes mean nothing.
+        interval: between which probabilities most answers lie, see `mst.uncertainty`; None: not asked for.
         unfamiliar: in what the region is unlike those that the model was trained on, in phrases; see `mst.familiar`.
     """
 
@@ -91,6 +93,7 @@ class Prediction:
     lesion_probability: float | None = None
     lesion_threshold: float | None = None
     unfamiliar: tuple[str, ...] = ()
+    interval: Interval | None = None
 
     @property
     def lesion_seen(self) -> bool:
@@ -109,6 +112,7 @@ def predict(
     side: str | None = None,
     models: Mapping[str, str | Path | None] | None = None,
     tta: bool = False,
+    interval: bool = False,
     on_model: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Prediction]:
     """Classifies one region of a scan with the Medical Slice Transformer and the 3D ResNet.
@@ -123,6 +127,8 @@ def predict(
         models: {"mst": checkpoint, "resnet": checkpoint}, folders or hub repositories; None or a missing
             entry: the first checkpoint at hand for the study.
         tta: average over the eight flips (test-time augmentation).
+        interval: also see how far each answer lies off under flips, small shifts of the spot and the folds'
+            calibrations; see `mst.uncertainty`.
         on_model: called with a model's name before it starts, for a progress display.
 
     Returns:
@@ -144,7 +150,7 @@ def predict(
     results = {}
     for name, at_hand in loaded.items():
         on_model(name)
-        results[name] = _predict_one(at_hand, chosen[name], scan, study, spot, lesion, tta)
+        results[name] = _predict_one(at_hand, chosen[name], scan, study, spot, lesion, tta, interval)
     return results
 
 
@@ -312,6 +318,7 @@ def _predict_one(
     spot: Spot,
     mask: np.ndarray | None,
     tta: bool,
+    interval: bool,
 ) -> Prediction:
     model = loaded.model
     start = time.perf_counter()
@@ -338,6 +345,9 @@ def _predict_one(
         metrics = saliency_metrics(
             canonical[box], lesion[box], scan.canonical().spacing, profile[box[axis]], slice_axis=axis
         )
+    spread = None
+    if interval:
+        spread = answer_interval(model, scan, task, spot.center, given, usable_calibrations(loaded.metrics))
     return Prediction(
         checkpoint=checkpoint_name(checkpoint),
         probabilities=dict(zip(model.classes, probabilities, strict=True)),
@@ -357,6 +367,7 @@ def _predict_one(
         lesion_probability=None if out.lesion_logits is None else float(out.lesion_logits[0].sigmoid()),
         lesion_threshold=model.lesion_threshold,
         unfamiliar=_unfamiliar(model, out.distance, scan.canonical(), given.region, task),
+        interval=spread,
     )
 
 

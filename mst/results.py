@@ -15,11 +15,13 @@ from mst.scans import Scan, write_nifti
 from mst.scans.hounsfield import hounsfield_shift
 from mst.scans.scan import Caution
 from mst.tasks import Task, Window
+from mst.uncertainty import SHIFT_MM
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
 from mst.words import (
     DISCLAIMER,
     LONGEST_NAME,
     METHOD_LABELS,
+    between,
     clipped,
     none_seen,
     one_seen,
@@ -75,6 +77,10 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
         }
         if result.lesion_probability is not None:
             entry["lesion_probability"] = round(result.lesion_probability, 4)
+        if result.interval is not None:
+            entry["interval"] = {
+                name: [round(end, 4) for end in ends] for name, ends in result.interval.classes.items()
+            }
         if notes := answer_notes(task, result):
             entry["notes"] = notes
         if warnings := answer_warnings(task, result):
@@ -112,11 +118,14 @@ def answer_warnings(task: Task, result: Prediction) -> list[str]:
 
 
 def answer_notes(task: Task, result: Prediction) -> list[str]:
-    """What one model tells beside its answer: that there is something to classify, and in what the region is unlike
-    those that it was trained on. [] where it cannot tell."""
+    """What one model tells beside its answer: that there is something to classify, how far the answer may lie off,
+    and in what the region is unlike those that it was trained on. [] where it cannot tell."""
     notes = []
     if result.lesion_probability is not None and result.lesion_seen:
         notes.append(one_seen(task.lesion, result.lesion_probability))
+    if result.interval is not None and result.lesion_seen:
+        label, (low, high) = list(result.interval.classes.items())[-1]
+        notes.append(between(label, low, high, SHIFT_MM, result.interval.folds))
     if result.unfamiliar:
         notes.append(unlike(result.unfamiliar))
     return notes

@@ -64,6 +64,15 @@ def unlike(phrases: Sequence[str]) -> str:
     return f"Unlike what the model was trained on, so trust it less: {'; '.join(phrases)}."
 
 
+def between(label: str, low: float, high: float, shift_mm: float, folds: int) -> str:
+    """Between which probabilities of a class a model's answer lies."""
+    over = ["flips", f"shifts of the spot by {shift_mm:g} mm"]
+    if folds:
+        over.append(f"the calibrations of {folds} folds")
+    ends = percent(low) if percent(low) == percent(high) else f"between {percent(low)} and {percent(high)}"
+    return f"Over {', '.join(over[:-1])} and {over[-1]}, {label} is {ends}."
+
+
 def percent(share: float) -> str:
     """A probability in whole percent; one that rounds to 0% or 100% is not said to be certain.
 

@@ -128,6 +128,13 @@ def _warned(warnings: Sequence[str]) -> str:
     return f'<div class="mst-warnings" role="alert">{said}</div>' if said else ""
 
 
+def _range(result: Prediction, label: str) -> str:
+    if result.interval is None:
+        return ""
+    low, high = result.interval.classes[label]
+    return f'<i style="left:{100 * low:.1f}%;right:{100 - 100 * high:.1f}%"></i>'
+
+
 def _missing(name: str) -> str:
     return (
         f'<article class="mst-card"><h3>{escape(LABELS[name])}</h3>'
@@ -142,7 +149,7 @@ def _card(name: str, task: Task, result: Prediction, doubtful: bool) -> str:
         f'<div class="mst-bar{" mst-bar-top" if label == result.prediction else ""}">'
         f"<span>{escape(label)}</span>"
         f'<div class="mst-track" role="meter" aria-label="{escape(label)}" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{100 * p:.0f}"><div style="width:{100 * p:.1f}%"></div></div>'
+        f'aria-valuenow="{100 * p:.0f}"><div style="width:{100 * p:.1f}%"></div>{_range(result, label)}</div>'
         f"<b>{100 * p:.1f}%</b></div>"
         for label, p in result.probabilities.items()
     )

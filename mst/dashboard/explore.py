@@ -129,6 +129,10 @@ def build_explore_page() -> None:
                     for name in MODELS
                 }
                 tta = gr.Checkbox(label="Average over flips (test-time augmentation, slower)", elem_id="tta")
+                interval = gr.Checkbox(
+                    label="Tell how far the answers may lie off (flips, shifts of the spot, folds; slower)",
+                    elem_id="interval",
+                )
             run = gr.Button("Explain this scan", variant="primary", elem_id="run", size="lg")
         with gr.Column(scale=3, min_width=320, elem_id="stage"):
             status = gr.HTML("", elem_id="status", padding=False, apply_default_css=False)
@@ -141,7 +145,7 @@ def build_explore_page() -> None:
                 ]
     gr.HTML(cards.FOOTER, padding=False, apply_default_css=False)
 
-    inputs: list[Any] = [scan, task, center, mask, side, pre, *choices.values(), tta, shift]
+    inputs: list[Any] = [scan, task, center, mask, side, pre, *choices.values(), tta, interval, shift]
     run.click(None, inputs, None, js="(...inputs) => window.mstPage.asks(...inputs)")
     made = run.click(
         _explain,
@@ -168,7 +172,7 @@ def build_explore_page() -> None:
     )
     # Only what a person does cancels: the page's own fields follow a moment later, when the next run may have begun.
     another = [scan.upload, scan.clear, scan.delete, task.input, pre.upload, pre.clear, pre.delete]
-    fields: list[Any] = [center, side, *choices.values(), tta, shift]
+    fields: list[Any] = [center, side, *choices.values(), tta, interval, shift]
     chosen = [mask.upload, mask.clear, mask.delete, *(field.input for field in fields)]
     gr.on([*another, *(button.click for _, button in examples)], None, cancels=[made, written])
     gr.on(chosen, None, cancels=[made])
@@ -320,10 +324,11 @@ def _note_inputs(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    interval: bool,
     shift: bool,
     request: gr.Request,
 ) -> None:
-    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, shift)
+    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, interval, shift)
     note_inputs(_session(request), inputs)
 
 
@@ -337,6 +342,7 @@ def _show_scan(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    interval: bool,
     shift: bool,
     request: gr.Request,
 ) -> tuple[Any, Any, Any]:
@@ -375,7 +381,9 @@ def _show_scan(
     if not is_opened(session, (files, key, pre)):
         return gr.skip(), gr.skip(), gr.skip()
     # Drawn a moment after it was asked in vain, the scan's facts do not wipe out why there is no answer.
-    problem = noted_problem(session, _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, shift))
+    problem = noted_problem(
+        session, _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, interval, shift)
+    )
     return cards.alert(problem) if problem else status, locator, offered
 
 
@@ -393,6 +401,7 @@ def _explain(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    interval: bool,
     shift: bool,
     request: gr.Request,
     progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio finds it by this default)
@@ -401,7 +410,7 @@ def _explain(
     hidden = [gr.update(visible=False, value=None) for _ in FILES]
     kept = [gr.skip(), gr.skip(), *(gr.skip() for _ in FILES)]
     session = _session(request)
-    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, shift)
+    inputs = _as_inputs(files, key, center, mask, side, pre, mst, resnet, tta, interval, shift)
     note_inputs(session, inputs)
     note_problem(session, inputs, None)
 
@@ -430,6 +439,7 @@ def _explain(
             side=side,
             models={"mst": mst, "resnet": resnet},
             tta=tta,
+            interval=interval,
             on_model=lambda name: step(steps[name], f"{LABELS[name]} looks at the scan"),
         )
         step(0.9, "Drawing")
@@ -498,10 +508,21 @@ def _as_inputs(
     mst: str | None,
     resnet: str | None,
     tta: bool,
+    interval: bool,
     shift: bool,
 ) -> Inputs:
     return Inputs(
-        tuple(files or ()), key, center.strip(), mask, side, tuple(pre or ()), mst, resnet, tta, shift
+        tuple(files or ()),
+        key,
+        center.strip(),
+        mask,
+        side,
+        tuple(pre or ()),
+        mst,
+        resnet,
+        tta,
+        interval,
+        shift,
     )
 
 

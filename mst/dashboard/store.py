@@ -46,6 +46,7 @@ class Inputs(NamedTuple):
     mst: str | None
     resnet: str | None
     tta: bool
+    interval: bool
     shift: bool
 
 

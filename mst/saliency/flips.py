@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -12,6 +13,23 @@ from mst.models.slices import SliceClassifier
 from mst.saliency import Explanation, explain
 
 
+def flips_of(model: ScanClassifier) -> list[list[int]]:
+    """The axes of a volume [B, 1, D, H, W] to turn round, for each of the flips that can change a model's answer.
+
+    A slice transformer without slice positions does not see the order of the slices: four of the eight change nothing.
+    """
+    ordered = not isinstance(model, SliceClassifier) or model.ordered
+    every = product((False, True) if ordered else (False,), (False, True), (False, True))
+    return [[axis for axis, flip in zip((2, 3, 4), flips, strict=True) if flip] for flips in every]
+
+
+def flipped(volume: Tensor, padding_mask: Tensor | None, axes: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """A volume [B, 1, D, H, W] and its padding mask [B, D], turned round along these axes of the volume."""
+    if padding_mask is not None and 2 in axes:
+        padding_mask = padding_mask.flip(1)
+    return volume.flip(list(axes)), padding_mask
+
+
 def explain_flips(
     model: ScanClassifier,
     volume: Tensor,
@@ -20,9 +38,6 @@ def explain_flips(
     padding_mask: Tensor | None = None,
 ) -> Explanation:
     """Explains a volume under its eight flips and averages probabilities and maps.
-
-    A slice transformer without slice positions does not see the order of the slices, so flipping it changes
-    nothing: then four passes give the same as eight.
 
     Args:
         model, volume, method, target, padding_mask: as for `explain`; without a target, each flip's map explains
@@ -35,12 +50,10 @@ def explain_flips(
     Raises:
         CheckpointError, ValueError: as `explain`.
     """
-    ordered = not isinstance(model, SliceClassifier) or model.ordered
     runs = []
-    for flips in product((False, True) if ordered else (False,), (False, True), (False, True)):
-        axes = [axis for axis, flip in zip((2, 3, 4), flips, strict=True) if flip]
-        mask = padding_mask.flip(1) if padding_mask is not None and 2 in axes else padding_mask
-        out = explain(model, volume.flip(axes), method, target, mask)
+    for axes in flips_of(model):
+        turned, mask = flipped(volume, padding_mask, axes)
+        out = explain(model, turned, method, target, mask)
         weights = out.slice_weights
         if weights is not None and 2 in axes:
             weights = weights.flip(1)

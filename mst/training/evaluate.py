@@ -21,7 +21,7 @@ from mst.preprocess import AXES, prepare
 from mst.saliency import explain
 from mst.saliency.metrics import TOLERANCE_MM, saliency_metrics
 from mst.scans import Scan
-from mst.statistics import auc, brier_score, delong_test, fit_temperature, with_temperature
+from mst.statistics import auc, brier_score, delong_test, fit_platt, fit_temperature, with_temperature
 from mst.training.cases import LoadedCase
 
 OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
@@ -485,12 +485,13 @@ def lesion_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return figures
 
 
-def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str]) -> dict[str, float]:
+def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str]) -> dict[str, Any]:
     """The temperature that the held-out predictions ask for, and what it gains.
 
     Returns:
         "temperature" from all folds; "brier" with, for each fold, the temperature of the other folds, so that no case
-        is judged by a temperature that it helped to choose; "brier_uncalibrated".
+        is judged by a temperature that it helped to choose; "brier_uncalibrated"; "folds", the (slope,
+        offset) of each fold alone, for `mst.uncertainty`.
     """
     pairs = [
         _column([row for row in fold if row["label"] in (classes[0], classes[-1])], "probability", classes)
@@ -506,6 +507,7 @@ def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str
         "temperature": round(fit_temperature(truth, scores), 3),
         "brier": round(brier_score(truth, np.concatenate(calibrated)), 4),
         "brier_uncalibrated": round(brier_score(truth, scores), 4),
+        "folds": [[round(value, 3) for value in fit_platt(*pair)] for pair in pairs],
     }
 
 

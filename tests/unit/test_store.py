@@ -156,7 +156,7 @@ def test_a_scans_files_have_a_safe_short_name(name: str, stem: str) -> None:
 
 
 def inputs(files: list[str]) -> store.Inputs:
-    return store.Inputs(tuple(files), "chest-ct", "", None, None, (), None, None, False, False)
+    return store.Inputs(tuple(files), "chest-ct", "", None, None, (), None, None, False, False, False)
 
 
 def explain(files: list[str], mst: str | None = None) -> list[Any]:
@@ -186,6 +186,7 @@ def _fields(files: list[str], mst: str | None) -> list[Any]:
         {"mst": "other"},
         {"resnet": "other"},
         {"tta": True},
+        {"interval": True},
     ],
 )
 def test_an_answer_to_former_inputs_is_dropped(
