@@ -35,11 +35,13 @@ class ScanClassifier(
             model was not trained to tell.
         familiar: {"limit": the distance from the training cases within which nearly all of their kind lie, "spans":
             {measure: [least, most]}}, see `mst.familiar`; None: it is not known what they were like.
+        width: of the scan's vector.
         lesion_head: from the scan's vector to one logit: is there a lesion in the volume at all; None as above.
     """
 
     method: str  # the saliency method that `mst.explain` uses when none is asked for
     title: str  # what people call the model
+    width: int
     lesion_head: nn.Linear | None
     familiar_mean: Tensor
     familiar_whitening: Tensor
@@ -70,6 +72,7 @@ class ScanClassifier(
 
     def build_beside(self, width: int) -> None:
         """Makes what a model has beside its classes: the head that tells lesions, and what it remembers of training."""
+        self.width = width
         self.lesion_head = None if self.lesion_threshold is None else nn.Linear(width, 1)
         if self.familiar is not None:
             self._remember(torch.zeros(width), torch.eye(width))

@@ -89,13 +89,29 @@ class _Draws(Dataset):
         return self.cases[int(rng.choice(len(self.cases), p=self.weights))], rng
 
 
+def rating_targets(case: LoadedCase, view: View, ratings: dict[str, list[float]]) -> Tensor:
+    """float32 [R + 1], each 0..1 or NaN where not known: the case's ratings, and the diameter of what the view shows.
+
+    Args:
+        ratings: {column: [lowest, highest]} of the manifest's ratings; a case may lack any.
+    """
+    unknown = float("nan")
+    found = [
+        unknown if view.free else (case.case.ratings.get(name, unknown) - low) / (high - low)
+        for name, (low, high) in ratings.items()
+    ]
+    size = None if view.free else case.diameter_mm
+    found.append(unknown if size is None else size * view.zoom / MAX_DIAMETER_MM)
+    return torch.tensor(found, dtype=torch.float32).clamp(max=1)
+
+
 @dataclass(frozen=True)
 class DenseTargets:
     """What the dense objective asks of slices.
 
     Attributes:
         patch: size of the encoder's patches in pixels.
-        ratings: {column: [lowest, highest]} of the manifest's ratings to predict; a case may lack any.
+        ratings: to predict, see `rating_targets`.
     """
 
     patch: int
@@ -109,23 +125,14 @@ class DenseTargets:
 
         Returns:
             "patches" float32 [S, H / patch, W / patch], the share of each patch that the lesion fills; "area"
-            float32 [S], the lesion's area over the slice's; "ratings" float32 [R + 1], each 0..1 or NaN where not
-            known, the last one the diameter.
+            float32 [S], the lesion's area over the slice's; "ratings" as `rating_targets` gives them.
         """
         assert sample.mask is not None
-        unknown = float("nan")
-        targets = [
-            unknown if sample.view.free else (case.case.ratings.get(name, unknown) - low) / (high - low)
-            for name, (low, high) in self.ratings.items()
-        ]
-        diameter = unknown
-        if case.diameter_mm is not None and not sample.view.free:
-            diameter = case.diameter_mm * sample.view.zoom / MAX_DIAMETER_MM
         mask = sample.mask if kept is None else sample.mask[kept]
         return {
             "patches": avg_pool2d(mask[:, None], self.patch)[:, 0],
             "area": mask.mean(dim=(1, 2)),
-            "ratings": torch.tensor([*targets, diameter], dtype=torch.float32).clamp(max=1),
+            "ratings": rating_targets(case, sample.view, self.ratings),
         }
 
 
@@ -144,6 +151,7 @@ class VolumeDraws(_Draws):
         whole: the sample has all slices nevertheless, and says which are kept: for a stem, which needs those around
             them too.
         dense: gives the targets of the dense objective as well; None: it is not trained for.
+        ratings: without `dense`, gives `rating_targets` of these as well; None: they are not trained for.
         teacher: answers each sample too; None: there is none.
         trust: how much its answer weighs in the target beside the case's own.
         free: share of the samples that hold no lesion.
@@ -165,6 +173,7 @@ class VolumeDraws(_Draws):
         keep_slices: int | None = None,
         whole: bool = False,
         dense: DenseTargets | None = None,
+        ratings: dict[str, list[float]] | None = None,
         teacher: Teacher | None = None,
         trust: float = 0.0,
         free: float = 0.0,
@@ -173,14 +182,14 @@ class VolumeDraws(_Draws):
         patch: int = 14,
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.keep_slices, self.whole, self.dense = keep_slices, whole, dense
+        self.keep_slices, self.whole, self.dense, self.ratings = keep_slices, whole, dense, ratings
         self.teacher, self.trust = teacher, trust
         self.free, self.focus, self.window, self.patch = free, focus, window, patch
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
-        With `dense` or `free`, "target" is called "probability"; with `dense` its targets are there too. With
+        With `dense`, `ratings` or `free`, "target" is called "probability"; their targets are there too. With
         `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept. A teacher may add
         "features". With `free` there is "lesion", 1 or 0, whether the sample holds one; with `window` "corner",
         int64 [2], the row and column of its first patch.
@@ -216,9 +225,11 @@ class VolumeDraws(_Draws):
                 target = torch.lerp(target, answer, self.trust)
             if features is not None:
                 found["features"] = features
-        if self.dense is None:
-            return {**found, "probability" if self.free else "target": target}
-        return {**found, "probability": target, **self.dense.of(case, sample, kept)}
+        if self.dense is not None:
+            return {**found, "probability": target, **self.dense.of(case, sample, kept)}
+        if self.ratings is not None:
+            return {**found, "probability": target, "ratings": rating_targets(case, view, self.ratings)}
+        return {**found, "probability" if self.free else "target": target}
 
     def _places(self, case: LoadedCase, plane: Plane, view: View, rng: np.random.Generator) -> np.ndarray:
         """[S], where along D the slices lie that are kept, 0 to D: one at a random place of each equal part.

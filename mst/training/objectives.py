@@ -136,28 +136,44 @@ class MaskedPretraining(nn.Module):
 
 
 class ClassTraining(nn.Module):
-    """A classifier trained for its classes, and to tell whether there is a lesion at all.
+    """A classifier trained for its classes, and for what is known beside them.
+
+    The scan's vector can be asked for the ratings too: what makes a nodule malignant is then learnt from many answers
+    instead of one (multi-task learning: Hussein et al., arXiv 1704.08797).
 
     Args:
-        model: with a `lesion_head`; trained in place.
+        model: trained in place.
+        ratings: how many ratings there are; 0: they are not asked.
+        rating_weight: of telling them.
     """
 
-    def __init__(self, model: ScanClassifier) -> None:
+    def __init__(self, model: ScanClassifier, ratings: int = 0, rating_weight: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.rating_weight = model, rating_weight
+        self.rating_head = nn.Linear(model.width, ratings) if ratings else None
 
-    def forward(self, volume: Tensor, padding_mask: Tensor, probability: Tensor, lesion: Tensor) -> Tensor:
-        """The loss, a scalar; see `class_loss`."""
+    def forward(
+        self,
+        volume: Tensor,
+        padding_mask: Tensor,
+        probability: Tensor,
+        lesion: Tensor | None = None,
+        ratings: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar; see `class_loss` and `rating_loss`."""
         vector = self.model.encode_scan(volume, padding_mask if padding_mask.any() else None)
-        return class_loss(self.model, vector, probability, lesion)
+        loss = class_loss(self.model, vector, probability, lesion)
+        if self.rating_head is None:
+            return loss
+        assert ratings is not None
+        return loss + self.rating_weight * rating_loss(self.rating_head(vector), ratings)
 
 
 class JointTraining(nn.Module):
     """A slice transformer trained to classify, with the dense objective beside it.
 
     The dense objective keeps the encoder's features about the lesion while few labels are learnt from. The scan's
-    vector can be asked for the ratings too: what makes a nodule malignant is then learnt from many answers instead of
-    one (multi-task learning: Hussein et al., arXiv 1704.08797).
+    vector can be asked for the ratings too, as in `ClassTraining`.
 
     Args:
         model: trained in place.
@@ -253,8 +269,7 @@ class JointTraining(nn.Module):
             loss = loss + self.feature_weight * _mean(apart, there[:, None])
         if self.scan_head is None:
             return loss
-        each = cross_entropy(self.scan_head(scan), ratings.nan_to_num(), reduction="none")
-        return loss + self.scan_weight * _mean(each, ~ratings.isnan())
+        return loss + self.scan_weight * rating_loss(self.scan_head(scan), ratings)
 
 
 def class_loss(
@@ -275,6 +290,12 @@ def class_loss(
     if model.lesion_head is not None:
         loss = loss + cross_entropy(model.lesion_head(vector)[:, 0], lesion)
     return loss
+
+
+def rating_loss(logits: Tensor, ratings: Tensor) -> Tensor:
+    """Cross-entropy of ratings [B, R], each 0..1 or NaN where not known."""
+    each = cross_entropy(logits, ratings.nan_to_num(), reduction="none")
+    return _mean(each, ~ratings.isnan())
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -440,8 +440,13 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         raise TrainingError(
             f"{config['file']}: free needs cases with masks and tissue beside the lesion; there is none among these."
         )
-    trained: nn.Module = ClassTraining(model) if free else model
-    dense = None
+    trained: nn.Module = model
+    dense, ratings = None, None
+    if asked := config.get("scan_ratings"):
+        ratings = asked.get("ratings", {})
+        trained = ClassTraining(model, len(ratings) + 1, asked.get("weight", 0.5))
+    elif free:
+        trained = ClassTraining(model)
     stem = getattr(model, "stem", None)
     if beside := config.get("dense"):
         assert isinstance(model, SliceTransformer)
@@ -471,6 +476,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         keep_slices=config.get("keep_slices"),
         whole=stem is not None,
         dense=dense,
+        ratings=ratings,
         teacher=teacher,
         trust=teaching.get("trust", 0.0),
         free=free,

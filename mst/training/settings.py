@@ -131,7 +131,11 @@ def check_config(config: dict[str, Any]) -> None:
         )
         Augmentation.from_config(config.get("augment"))
         if (dense := config.get("dense")) is not None:
-            _check_dense(dense)
+            _check_ratings(dense, "dense", ("weight", "scan_weight"))
+        if (scan_ratings := config.get("scan_ratings")) is not None:
+            _check_ratings(scan_ratings, "scan_ratings", ("weight",))
+            if dense is not None:
+                raise TrainingError("scan_ratings and dense exclude each other: dense has a scan_weight.")
         if teacher is not None:
             _check_teacher(teacher, config.get("dense"))
         if config.get("window") and (config.get("dense") is None or "stem" in (config.get("model") or {})):
@@ -154,21 +158,21 @@ def _known(section: Any, name: str, known: set[str]) -> None:
         raise TrainingError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
 
 
-def _check_dense(section: Any) -> None:
-    _known(section, "dense", {"weight", "scan_weight", "ratings"})
-    for key in ("weight", "scan_weight"):
+def _check_ratings(section: Any, name: str, weights: tuple[str, ...]) -> None:
+    _known(section, name, {*weights, "ratings"})
+    for key in weights:
         value = section.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise TrainingError(f"dense.{key} is {value!r}, not a number of at least 0")
+            raise TrainingError(f"{name}.{key} is {value!r}, not a number of at least 0")
     ratings = section.get("ratings", {})
     if not isinstance(ratings, dict):
-        raise TrainingError(f"dense.ratings is {ratings!r}, not columns with their lowest and highest value")
+        raise TrainingError(f"{name}.ratings is {ratings!r}, not columns with their lowest and highest value")
     for column, limits in ratings.items():
         numbers = (
             isinstance(limits, list) and len(limits) == 2 and all(isinstance(n, int | float) for n in limits)
         )
         if not numbers or limits[0] >= limits[1]:
-            raise TrainingError(f"dense.ratings.{column} is {limits!r}, not [lowest, highest]")
+            raise TrainingError(f"{name}.ratings.{column} is {limits!r}, not [lowest, highest]")
 
 
 def _check_teacher(section: Any, dense: Any) -> None:
@@ -260,6 +264,7 @@ _CLASSIFIER = (
     "model",
     "keep_slices",
     "dense",
+    "scan_ratings",
     "average",
     "teacher",
     "free",

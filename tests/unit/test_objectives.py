@@ -8,9 +8,10 @@ import torch
 from mst.models import load_model
 from mst.models.encoders import build_encoder, encode_tokens
 from mst.models.loading import save_model
+from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.models.stem import ConvStem
-from mst.training.objectives import DensePretraining, JointTraining, MaskedPretraining
+from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
 
 ENCODER: dict[str, Any] = {
     "hidden_size": 16,
@@ -141,6 +142,19 @@ def test_the_scan_is_asked_for_the_ratings_that_are_known() -> None:
     assert torch.isclose(
         joint(volume, padding, probability, **targets), alone(volume, padding, probability, **targets)
     )
+
+
+def test_any_model_can_be_asked_for_the_ratings(small_resnet: ResNet3D) -> None:
+    trained = ClassTraining(small_resnet, 3, 0.5).eval()
+    volume, padding = torch.randn(2, 1, 8, 24, 24), torch.zeros(2, 8, dtype=torch.bool)
+    probability = torch.tensor([0.0, 1.0])
+    known = torch.tensor([[0.25, float("nan"), 1.0], [float("nan"), float("nan"), 0.5]])
+    alone = ClassTraining(small_resnet).eval()(volume, padding, probability)
+    gained = trained(volume, padding, probability, ratings=known) - alone
+    told = trained.rating_head(small_resnet.encode_scan(volume)).sigmoid()
+    wanted = [(told[0, 0], 0.25), (told[0, 2], 1.0), (told[1, 2], 0.5)]
+    each = [-(target * p.log() + (1 - target) * (1 - p).log()) for p, target in wanted]
+    assert torch.isclose(gained, 0.5 * torch.stack(each).mean(), atol=1e-5)
 
 
 def test_the_scan_is_asked_for_a_teachers_features() -> None:

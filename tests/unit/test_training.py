@@ -540,7 +540,7 @@ MST_RESNET = {
 
 def test_the_mst_with_a_2d_resnet_trains_like_the_others(data: Path, tmp_path: Path) -> None:
     (tmp_path / "mst-resnet.yaml").write_text(yaml.safe_dump(MST_RESNET))
-    config = load_config(tmp_path / "mst-resnet.yaml")
+    config = load_config(tmp_path / "mst-resnet.yaml", ["scan_ratings={ratings: {margin: [1, 5]}}"])
     before = build_model(config, Study(data, config, tmp_path / "runs")).state_dict()
     run(config, data, tmp_path / "out", tmp_path / "runs")
     model = load_model(tmp_path / "out")

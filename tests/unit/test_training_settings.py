@@ -75,6 +75,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("teacher={trust: 1, features: -1}", "teacher.features is -1, not a number of at least 0"),
         ("teacher={trust: 1, features: 1}", "teacher.features needs dense"),
         ("teacher={trust: 0.5}", "teacher.config is no config that trains a 3D ResNet"),
+        ("scan_ratings={scan_weight: 1}", "scan_ratings has no setting scan_weight; known: ratings, weight"),
         ("dense={ratings: {margin: 5}}", "dense.ratings.margin is 5, not [lowest, highest]"),
     ],
 )
