@@ -50,7 +50,7 @@ class Region:
         """bool [D]: slices that lie outside the scan."""
         axis = AXES[self.plane][0][0]
         position = self.positions[0]
-        return (position < -0.5) | (position > self.scan_shape[axis] - 0.5)
+        return ~_within(position, self.scan_shape[axis])
 
     @property
     def bounds(self) -> np.ndarray:
@@ -173,6 +173,9 @@ def locate(scan: Scan, plane: Plane, grid: Grid, center: Sequence[float] | np.nd
             # On the scan's own voxels, samples fall on voxel centres: nothing is interpolated.
             at = np.round(at + (0 if count % 2 else 0.5)) - (0 if count % 2 else 0.5)
         offsets = (np.arange(count) - (count - 1) / 2) * step
+        thinner = scan.shape[axis] < step and _within(at, scan.shape[axis])
+        if thinner and not np.any(_within(at + offsets, scan.shape[axis])):
+            offsets = offsets - step / 2  # else the scan would fall between two samples
         # Rounding to a millionth of a voxel keeps float noise from deciding what lies within the scan.
         positions.append(np.round(at + (offsets[::-1] if flip else offsets), 6))
     return Region(plane, grid.shape, (positions[0], positions[1], positions[2]), scan.shape)
@@ -207,7 +210,7 @@ def sample(scan: Scan, region: Region, outside: float) -> tuple[np.ndarray, np.n
                 values, np.sqrt((step**2 - 1) / (8 * np.log(2))), axis=dimension, mode="nearest"
             )
         values = _resample(values, dimension, position - starts[axis])
-        within = (position >= -0.5) & (position <= scan.shape[axis] - 0.5)
+        within = _within(position, scan.shape[axis])
         inside = inside & within.reshape([-1 if d == dimension else 1 for d in range(3)])
     values[~inside] = outside
     return values, inside
@@ -239,6 +242,11 @@ def side_center(scan: Scan, side: str) -> np.ndarray:
 def mask_centroid(mask: np.ndarray, scan: Scan) -> np.ndarray:
     """The centre of mass of a mask on the scan's grid, in RAS millimetres, shape (3,)."""
     return scan.voxel_to_world(np.argwhere(mask).mean(axis=0))
+
+
+def _within(position: Any, count: int) -> Any:
+    """Which positions lie within the voxels of an axis."""
+    return (position >= -0.5) & (position <= count - 0.5)
 
 
 def _step(position: np.ndarray) -> float:

@@ -178,6 +178,19 @@ def test_a_region_beyond_the_scan_is_refused() -> None:
         prepare(_scan(), CHEST, (500, 500, 500), COMPACT)
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_scan_thinner_than_the_samples_lie_apart_is_seen(axis: int) -> None:
+    scan = _scan((40, 40, 40), (1.25, 1.25, 1.25))
+    thin = Scan(scan.voxels.take([20], axis=axis), scan.affine)
+    grid = {"shape": [16, 16, 16], "spacing_mm": [1.5, 1.5, 1.5]}
+    given = prepare(thin, CHEST, thin.center, grid)
+    assert given.volume.max() > -1
+    away = np.array(thin.center)
+    away[axis] += 30
+    with pytest.raises(ScanError, match="outside the scan"):
+        prepare(thin, CHEST, away, grid)
+
+
 def test_a_constant_region_is_refused() -> None:
     voxels = np.zeros((100, 100, 100), np.float32)
     voxels[0] = 1
