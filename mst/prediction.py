@@ -29,6 +29,8 @@ from mst.words import LABELS
 
 # A model's short name in results -> the architectures that may stand there, the preferred one first.
 MODELS = {"mst": ("slice-transformer", "resnet-slice-transformer"), "resnet": ("resnet3d",)}
+# What the project's own checkpoints of a study are called behind its name, the one that measures best first.
+OWN = {"mst": ("mst-dinov2", "mst"), "resnet": ("resnet34", "resnet")}
 MAX_KEPT = 6  # models in memory
 ChosenBy = Literal["given", "mask", "side", "scan centre"]
 
@@ -237,12 +239,13 @@ def resolve_checkpoints(task: Task, models: Mapping[str, str | Path | None] | No
 def checkpoints_for(task: Task, name: str) -> list[Path]:
     """The checkpoint folders at hand for a study that can stand for the model "mst" or "resnet".
 
-    The first is used where none is named: the project's own `<study>-<name>` where it is there, so that weights
-    put beside it never take its place unasked. Nor do they where it is damaged: loading it says so.
+    The first is used where none is named: the best of the project's own (`OWN`) that is there, so that weights put
+    beside it never take its place unasked. Nor do they where it is damaged: loading it says so.
     """
     at_hand = list_checkpoints(task.key)
     folders = [folder for architecture in MODELS[name] for folder in at_hand[architecture]]
-    return sorted(folders, key=lambda folder: folder.name != f"{task.key}-{name}")
+    own = [f"{task.key}-{ending}" for ending in OWN[name]]
+    return sorted(folders, key=lambda folder: own.index(folder.name) if folder.name in own else len(own))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A scan through both models, with the checkpoints that the project ships."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,10 @@ def test_a_person_chooses_among_all_checkpoints_of_a_study(
     assert offered["choices"] == ["chest-ct-mst", "a-converted", "b-other"]
     # What others put beside the study's own checkpoint does not take its place unasked.
     assert offered["value"] == "chest-ct-mst"
+    # Of its own, that which measures best is meant.
+    save_model(small_mst, tmp_path / "chest-ct-mst-dinov2")
+    assert _checkpoint_choices(CHEST, "mst")["choices"][:2] == ["chest-ct-mst-dinov2", "chest-ct-mst"]
+    shutil.rmtree(tmp_path / "chest-ct-mst-dinov2")
     assert _checkpoint_choices(CHEST, "resnet")["choices"] == ["paper/resnet"]
     assert _checkpoint_choices(TASKS["knee-mri"], "mst")["value"] == ""
     assert {name: r.checkpoint for name, r in mst.predict(scan).items()} == {
