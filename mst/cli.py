@@ -99,7 +99,7 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--interval",
         action="store_true",
-        help="also tell how far each answer lies off over flips, small shifts of the spot and the training's folds",
+        help="also tell the range of each answer over flips, small shifts of the spot and the training's folds",
     )
     predict.add_argument("--mst", metavar="CHECKPOINT", help="folder or hub repository of the MST")
     predict.add_argument("--resnet", metavar="CHECKPOINT", help="folder or hub repository of the 3D ResNet")

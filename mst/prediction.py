@@ -64,7 +64,7 @@ class Prediction:
         slice_profile: float32, one number for each slice of the canonical scan in the study's plane: the
             slice weights, or for the ResNet the largest saliency in the slice.
         method: the saliency method.
-        seconds: time from the scan to this result, loading of the model excluded.
+        seconds: time from the scan to this result, loading of the model and the interval excluded.
         region: where the model's input lies in the canonical scan.
         spot: where the region is centred, and who chose it.
         metrics: `saliency_metrics` against the mask; None without one.
@@ -348,6 +348,7 @@ def _predict_one(
         metrics = saliency_metrics(
             canonical[box], lesion[box], scan.canonical().spacing, profile[box[axis]], slice_axis=axis
         )
+    seconds = time.perf_counter() - start
     spread = None
     if interval:
         spread = answer_interval(model, scan, task, spot.center, given, usable_calibrations(loaded.metrics))
@@ -360,7 +361,7 @@ def _predict_one(
         slice_weights=weights,
         slice_profile=profile,
         method=out.method,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         region=given.region,
         spot=spot,
         metrics=metrics,

@@ -130,7 +130,7 @@ def build_explore_page() -> None:
                 }
                 tta = gr.Checkbox(label="Average over flips (test-time augmentation, slower)", elem_id="tta")
                 interval = gr.Checkbox(
-                    label="Tell how far the answers may lie off (flips, shifts of the spot, folds; slower)",
+                    label="Range of each answer (flips, shifts of the spot by 2 mm, folds; slower)",
                     elem_id="interval",
                 )
             run = gr.Button("Explain this scan", variant="primary", elem_id="run", size="lg")
