@@ -160,8 +160,8 @@ class Study:
 
     @property
     def digest(self) -> str:
-        """Stands for the names of the real cases, and of the patients whom nothing may be trained on."""
-        return _digest([*(case.name for case in self.cases), *sorted(self.held_out)])[:8]
+        """Stands for the names of the real cases, in any order, and of the patients whom nothing may be trained on."""
+        return _digest([*sorted(case.name for case in self.cases), *sorted(self.held_out)])[:8]
 
     def part_cases(self, part: str) -> tuple[list[LoadedCase], list[LoadedCase]]:
         """Real training and held-out cases of "all" or "fold-k"."""
