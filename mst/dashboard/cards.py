@@ -25,7 +25,7 @@ HEADER = f"""
 FOOTER = """
 <footer class="mst-footer">
   <p>After Müller-Franzes et al., <cite>Medical Slice Transformer</cite>, arXiv 2411.15802. The chest CT checkpoints
-  were trained on crops of LIDC-IDRI (Armato et al. 2011, CC BY 3.0). Uploads stay on the machine that serves this
+  were trained on nodules of LIDC-IDRI (Armato et al. 2011, CC BY 3.0). Uploads stay on the machine that serves this
   page and are deleted after a day.</p>
 </footer>
 """

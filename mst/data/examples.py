@@ -1,7 +1,7 @@
 """The example scans of the dashboard, all simulated by this project.
 
 The chest nodules have the shapes and ratings that radiologists of LIDC-IDRI gave them (see `mst.data.outlines`); the
-shipped models learnt from no outline of these patients.
+shipped models learnt from no picture and no outline of these patients.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _chest(
 
 EXAMPLES: tuple[Example, ...] = (
     Example("chest-round", "Smooth round nodule, 9 mm", "chest-ct", _chest("chest-round", 3)),
-    Example("chest-spiculated", "Spiculated nodule, 21 mm", "chest-ct", _chest("chest-spiculated", 2)),
+    Example("chest-spiculated", "Spiculated nodule, 20 mm", "chest-ct", _chest("chest-spiculated", 2)),
     Example(
         "chest-pleural",
         "Lobulated nodule near the pleura, 14 mm",
@@ -65,7 +65,7 @@ EXAMPLES: tuple[Example, ...] = (
     ),
     Example(
         "chest-ground-glass",
-        "Ground-glass nodule, 15 mm",
+        "Ground-glass nodule, 14 mm",
         "chest-ct",
         _chest("chest-ground-glass", 8, lung="left"),
     ),
