@@ -166,25 +166,12 @@ def _procedure(config: dict[str, Any]) -> str:
                 + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
                 "map."
             )
-        if teacher := config.get("teacher"):
-            paragraphs[-1] += _taught(teacher)
         if kept := config.get("average"):
             place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
             paragraphs[-1] += (
                 f" The weights shipped lie {place} from those before this step to those after it."
             )
     return "\n\n".join(paragraphs)
-
-
-def _taught(teacher: dict[str, Any]) -> str:
-    taught_by = teacher["config"]
-    alone = ({"real": 1.0} | taught_by.get("shares", {}))["real"] == 0
-    return (
-        f" A 3D ResNet trained before{' on simulated cases alone' if alone else ''} ({taught_by['name']}) was its "
-        f"teacher (knowledge distillation): the targets are {teacher['trust']:.0%} the ResNet's answer with the lesion "
-        "in the middle."
-        + (" The model learnt to tell the ResNet's last features too." if teacher.get("features") else "")
-    )
 
 
 def _figures(metrics: dict[str, Any], classes: list[str]) -> str:

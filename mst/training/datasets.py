@@ -28,7 +28,6 @@ from mst.training.augment import (
     slice_range,
 )
 from mst.training.cases import LoadedCase
-from mst.training.teacher import Teacher
 
 MAX_DIAMETER_MM = 40.0  # lesions of this size and larger count as 1
 NOWHERE = -1e4  # a slice's index along D where there is no scan
@@ -152,8 +151,6 @@ class VolumeDraws(_Draws):
             them too.
         dense: gives the targets of the dense objective as well; None: it is not trained for.
         ratings: without `dense`, gives `rating_targets` of these as well; None: they are not trained for.
-        teacher: answers each sample too; None: there is none.
-        trust: how much its answer weighs in the target beside the case's own.
         free: share of the samples that hold no lesion.
         focus: share of the kept slices that lie where the lesion is.
         window: patches a side of the part of each slice that a sample shows; None: the whole slice. A ViT's other
@@ -174,8 +171,6 @@ class VolumeDraws(_Draws):
         whole: bool = False,
         dense: DenseTargets | None = None,
         ratings: dict[str, list[float]] | None = None,
-        teacher: Teacher | None = None,
-        trust: float = 0.0,
         free: float = 0.0,
         focus: float = 0.0,
         window: int | None = None,
@@ -183,16 +178,15 @@ class VolumeDraws(_Draws):
     ) -> None:
         super().__init__(cases, grid, augmentation, count, seed, weights)
         self.keep_slices, self.whole, self.dense, self.ratings = keep_slices, whole, dense, ratings
-        self.teacher, self.trust = teacher, trust
         self.free, self.focus, self.window, self.patch = free, focus, window, patch
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
         With `dense`, `ratings` or `free`, "target" is called "probability"; their targets are there too. With
-        `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept. A teacher may add
-        "features". With `free` there is "lesion", 1 or 0, whether the sample holds one; with `window` "corner",
-        int64 [2], the row and column of its first patch.
+        `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept. With `free` there
+        is "lesion", 1 or 0, whether the sample holds one; with `window` "corner", int64 [2], the row and column of its
+        first patch.
         """
         case, rng = self._start(index)
         plane = pick_plane(self.augmentation, case, rng)
@@ -217,14 +211,6 @@ class VolumeDraws(_Draws):
             found["lesion"] = torch.tensor(float(not view.free))
         if kept is not None:
             found |= {"padding_mask": sample.padding[kept], "kept": torch.from_numpy(kept)}
-        if self.teacher is not None:
-            # Nobody is asked what kind of lesion there is where there is none.
-            features = torch.zeros(self.teacher.width) if self.teacher.width else None
-            if not view.free:
-                answer, features = self.teacher.answer(case, plane, self.augmentation, view)
-                target = torch.lerp(target, answer, self.trust)
-            if features is not None:
-                found["features"] = features
         if self.dense is not None:
             return {**found, "probability": target, **self.dense.of(case, sample, kept)}
         if self.ratings is not None:

@@ -181,8 +181,6 @@ class JointTraining(nn.Module):
         weight: of the dense objective.
         patch_weight: see `DenseHeads`.
         scan_weight: of telling the ratings from the scan's vector; 0: it is not asked.
-        features: how many features of a teacher there are, see `mst.training.teacher`.
-        feature_weight: of telling them from the scan's vector; 0: it is not asked.
     """
 
     def __init__(
@@ -192,15 +190,12 @@ class JointTraining(nn.Module):
         weight: float = 0.5,
         patch_weight: float = 4.0,
         scan_weight: float = 0.0,
-        features: int = 0,
-        feature_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.heads = DenseHeads(model.encoder, ratings, patch_weight)
         self.scan_head = nn.Linear(model.linear.in_features, ratings) if scan_weight else None
-        self.feature_head = nn.Linear(model.linear.in_features, features) if feature_weight else None
-        self.weight, self.scan_weight, self.feature_weight = weight, scan_weight, feature_weight
+        self.weight, self.scan_weight = weight, scan_weight
 
     def heads_state(self) -> dict[str, Tensor]:
         """The weights of all that is not the model."""
@@ -213,19 +208,11 @@ class JointTraining(nn.Module):
     def load_heads(self, state: dict[str, Tensor]) -> None:
         """Takes what `heads_state` gave; the model stays as it is.
 
-        The head for a teacher's features is left out where it is not needed, and stays as it is where it is not given.
-
         Raises:
             RuntimeError: they are heads for other questions.
         """
-        own = self.state_dict()
-        kept = {name: value for name, value in own.items() if name.startswith(("model.", "feature_head."))}
-        given = {
-            name: value
-            for name, value in state.items()
-            if name in own or not name.startswith("feature_head.")
-        }
-        self.load_state_dict(kept | given)
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("model.")}
+        self.load_state_dict(own | state)
 
     def forward(
         self,
@@ -236,7 +223,6 @@ class JointTraining(nn.Module):
         area: Tensor,
         ratings: Tensor,
         kept: Tensor | None = None,
-        features: Tensor | None = None,
         lesion: Tensor | None = None,
         corner: Tensor | None = None,
     ) -> Tensor:
@@ -248,7 +234,6 @@ class JointTraining(nn.Module):
             probability: float32 [B], of the last of two classes.
             patches, area, ratings: as in `DenseHeads`, of the slices that are kept.
             kept: int64 [B, S], which of the volume's slices the encoder is given; None: all.
-            features: float32 [B, F], of the teacher; needed where they are asked.
             lesion: float32 [B], 1 where there is a lesion at all; what kind it is is asked of these alone. None: all.
             corner: int64 [B, 2], see `encode_tokens`; None: slices are whole.
         """
@@ -262,11 +247,6 @@ class JointTraining(nn.Module):
         scan = self.model.fuse_slices(on_all_slices(tokens[:, 0], given, padding_mask), padding_mask)
         loss = class_loss(self.model, scan, probability, lesion)
         loss = loss + self.weight * self.heads(tokens, patches, area, ratings, padding_mask)
-        if self.feature_head is not None:
-            assert features is not None
-            apart = (self.feature_head(scan) - features) ** 2
-            there = torch.ones_like(probability) if lesion is None else lesion
-            loss = loss + self.feature_weight * _mean(apart, there[:, None])
         if self.scan_head is None:
             return loss
         return loss + self.scan_weight * rating_loss(self.scan_head(scan), ratings)

@@ -34,7 +34,6 @@ from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError
 from mst.models.loading import ARCHITECTURES, METRICS, checkpoint_metrics, load_model, save_model
 from mst.models.packaged import pretrained_encoder
-from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.saliency import explain
 from mst.tasks import Grid, get_task
@@ -55,7 +54,6 @@ from mst.training.evaluate import calibration, has_rows, predict_cases, read_row
 from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
 from mst.training.table import read_folds, table
-from mst.training.teacher import Teacher
 from mst.training.trainer import best_evaluation, fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -93,7 +91,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config["file"] = path.name
     if isinstance(config.get("pretraining"), str):
         config["pretraining"] = load_config(path.parent / config["pretraining"])
-    _load_teacher(config, path.parent)
     if config["kind"] == "study":
         steps = [str(step).split() for step in config["steps"]]
         config["steps"] = [load_config(path.parent / name, changes) for name, *changes in steps]
@@ -108,16 +105,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         section[last] = yaml.safe_load(value)
         if last == "pretraining" and section[last]:
             section[last] = load_config(path.parent / str(section[last]))
-        _load_teacher(config, path.parent)
     check_config(config)
     return config
-
-
-def _load_teacher(config: Config, folder: Path) -> None:
-    """Puts the config that a config's `teacher` names in the place of its name."""
-    teacher = config.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("config"), str):
-        teacher["config"] = load_config(folder / teacher["config"])
 
 
 class _EachOnce(yaml.SafeLoader):
@@ -414,13 +403,8 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
             save_model(model, folder / "model")
         _evaluate(study, config, model, part, folder)
         return model
-    teaching = config.get("teacher") or {}
-    taught_by = train_classifier(study, teaching["config"], part) if teaching else None
     print(f"{config['name']} {folder.name}", flush=True)
     cases, weights = study.training_cases(config, part)
-    teacher = None
-    if taught_by is not None:
-        teacher = Teacher(cast(ResNet3D, taught_by), cases if teaching.get("features") else ())
     training, seed = config["training"], int(config.get("seed", 0))
     set_seed(seed)
     model = build_model(config, study)
@@ -456,8 +440,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
             len(dense.ratings) + 1,
             beside.get("weight", 0.5),
             scan_weight=beside.get("scan_weight", 0.0),
-            features=teacher.width if teacher else 0,
-            feature_weight=teaching.get("features", 0.0),
         )
         if before and first is not None and _same_questions(config, before):
             # New heads would first spoil what the encoder has learnt, until they have learnt it themselves.
@@ -477,8 +459,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         whole=stem is not None,
         dense=dense,
         ratings=ratings,
-        teacher=teacher,
-        trust=teaching.get("trust", 0.0),
         free=free,
         focus=config.get("focus", 0.0),
         window=config.get("window"),
@@ -792,8 +772,6 @@ def _relevant(config: Config) -> Config:
     kept = {key: value for key, value in config.items() if key not in idle}
     if kept.get("pretraining"):
         kept["pretraining"] = _relevant(kept["pretraining"])
-    if kept.get("teacher"):
-        kept["teacher"] = kept["teacher"] | {"config": _relevant(kept["teacher"]["config"])}
     if "training" in kept:
         kept["training"] = {k: v for k, v in kept["training"].items() if k not in IDLE}
     return json.loads(json.dumps(kept))

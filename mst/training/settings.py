@@ -111,9 +111,7 @@ def check_config(config: dict[str, Any]) -> None:
     Raises:
         TrainingError: the message names the file and the setting.
     """
-    teacher = config.get("teacher")
-    taught_by = teacher.get("config") if isinstance(teacher, dict) else None
-    for inner in (config.get("pretraining"), taught_by, *config.get("steps", [])):
+    for inner in (config.get("pretraining"), *config.get("steps", [])):
         if isinstance(inner, dict):
             check_config(inner)
     try:
@@ -136,8 +134,6 @@ def check_config(config: dict[str, Any]) -> None:
             _check_ratings(scan_ratings, "scan_ratings", ("weight",))
             if dense is not None:
                 raise TrainingError("scan_ratings and dense exclude each other: dense has a scan_weight.")
-        if teacher is not None:
-            _check_teacher(teacher, config.get("dense"))
         if config.get("window") and (config.get("dense") is None or "stem" in (config.get("model") or {})):
             raise TrainingError("window needs dense, and a model without a stem.")
         if config.get("focus") and not config.get("keep_slices"):
@@ -173,21 +169,6 @@ def _check_ratings(section: Any, name: str, weights: tuple[str, ...]) -> None:
         )
         if not numbers or limits[0] >= limits[1]:
             raise TrainingError(f"{name}.ratings.{column} is {limits!r}, not [lowest, highest]")
-
-
-def _check_teacher(section: Any, dense: Any) -> None:
-    _known(section, "teacher", {"config", "trust", "features"})
-    trust = section.get("trust")
-    if isinstance(trust, bool) or not isinstance(trust, int | float) or not 0 < trust <= 1:
-        raise TrainingError(f"teacher.trust is {trust!r}, not a number above 0 and at most 1")
-    features = section.get("features", 0)
-    if isinstance(features, bool) or not isinstance(features, int | float) or features < 0:
-        raise TrainingError(f"teacher.features is {features!r}, not a number of at least 0")
-    if features and not dense:
-        raise TrainingError("teacher.features needs dense: it is an objective beside the class")
-    taught_by = section.get("config")
-    if not isinstance(taught_by, dict) or taught_by.get("model", {}).get("architecture") != "resnet3d":
-        raise TrainingError("teacher.config is no config that trains a 3D ResNet")
 
 
 def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
@@ -266,7 +247,6 @@ _CLASSIFIER = (
     "dense",
     "scan_ratings",
     "average",
-    "teacher",
     "free",
     "focus",
     "window",

@@ -157,29 +157,6 @@ def test_any_model_can_be_asked_for_the_ratings(small_resnet: ResNet3D) -> None:
     assert torch.isclose(gained, 0.5 * torch.stack(each).mean(), atol=1e-5)
 
 
-def test_the_scan_is_asked_for_a_teachers_features() -> None:
-    torch.manual_seed(0)
-    model = SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=2, class_layers=1)
-    joint = JointTraining(model, 3, features=7, feature_weight=0.5)
-    alone = JointTraining(model, 3, features=7)
-    assert alone.feature_head is None
-    # The heads that both have are carried over; the one for the features is left, or stays as it is.
-    alone.load_heads(joint.heads_state())
-    volume, padding = torch.randn(2, 1, 5, 24, 24), torch.zeros(2, 5, dtype=torch.bool)
-    given, features, targets = (volume, padding, torch.tensor([0.0, 1.0])), torch.randn(2, 7), dense_targets()
-    gained = joint(*given, **targets, features=features) - alone(*given, **targets, features=features)
-    told = joint.feature_head(model.fuse_slices(model.encode_slices(volume), padding))
-    assert torch.isclose(gained, 0.5 * (told - features).square().mean(), atol=1e-5)
-    before = joint.feature_head.weight.clone()
-    alone.heads.slice_head.weight.data.zero_()
-    joint.load_heads(alone.heads_state())
-    assert torch.equal(joint.feature_head.weight, before)
-    assert not joint.heads.slice_head.weight.any()
-    other = JointTraining(model, 3, features=7, feature_weight=0.5)
-    other.load_heads(joint.heads_state())
-    assert torch.equal(other.feature_head.weight, before)
-
-
 STEM_ENCODER = {**ENCODER, "num_channels": 16, "image_size": 12, "patch_size": 3}
 
 

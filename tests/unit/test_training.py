@@ -25,12 +25,11 @@ from mst.models.encoders import interpolate_positions, paper_encoder
 from mst.preprocess import mask_centroid, prepare
 from mst.scans import read_mask, read_scan, write_nifti
 from mst.tasks import TASKS
-from mst.training.augment import Augmentation, pick_view
+from mst.training.augment import Augmentation
 from mst.training.cases import load_cases, split
 from mst.training.datasets import DenseTargets, SliceDraws, VolumeDraws
 from mst.training.evaluate import read_rows
 from mst.training.runs import CONFIGS, Study, TrainingError, build_model, load_config, run
-from mst.training.teacher import Teacher
 
 CHEST = TASKS["chest-ct"]
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
@@ -223,67 +222,6 @@ def test_an_mst_with_a_stem_learns_from_whole_volumes(data: Path, configs: Path)
     (configs / "stem.yaml").write_text(yaml.safe_dump(config | {"name": "tiny-stem-alone"}))
     with pytest.raises(TrainingError, match="takes keep_slices with dense alone"):
         run(load_config(configs / "stem.yaml"), data, configs / "out", configs / "runs", command="a command")
-
-
-def test_a_teacher_sees_the_same_view_with_the_lesion_in_the_middle(data: Path, small_resnet) -> None:
-    cases = load_cases(read_manifest(data, CHEST.classes), CHEST)
-    teacher = Teacher(small_resnet, cases)
-    assert (
-        Teacher(small_resnet).answer(
-            cases[0],
-            "axial",
-            Augmentation(),
-            pick_view(Augmentation(), cases[0], "axial", np.random.default_rng(0)),
-        )[1]
-        is None
-    )
-    rng = np.random.default_rng(0)
-    view = pick_view(Augmentation(), cases[0], "axial", rng)
-    answer, features = teacher.answer(cases[0], "axial", Augmentation(), view)
-    moved = teacher.answer(cases[0], "axial", Augmentation(), replace(view, shift_mm=view.shift_mm + 5))
-    assert moved[0] == answer
-    assert torch.equal(moved[1], features)
-    assert teacher.answer(cases[0], "axial", Augmentation(), replace(view, zoom=2 * view.zoom))[0] != answer
-    # Unvaried, it answers what it answers on the dashboard.
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, noise=0, shift=0, scale=0, smooth=0)
-    answer, _ = teacher.answer(cases[0], "axial", still, pick_view(still, cases[0], "axial", rng))
-    given = cases[0].prepare(small_resnet.grid)
-    with torch.no_grad():
-        shown = small_resnet(given.volume, given.padding_mask).softmax(dim=1)[0, -1]
-    assert float(answer) == pytest.approx(float(shown), abs=1e-3)
-
-    sample = VolumeDraws(cases[:1], GRID, still, 1, dense=DenseTargets(6, {}), teacher=teacher, trust=0.25)[0]
-    assert sample["probability"] == pytest.approx(0.75 * cases[0].target + 0.25 * float(answer))
-    # Over the cases the features have mean 0 and standard deviation 1, those that never fire excepted.
-    every = torch.stack(
-        [teacher.answer(case, "axial", still, pick_view(still, cases[0], "axial", rng))[1] for case in cases]
-    )
-    assert sample["features"].shape == (teacher.width,)
-    assert torch.allclose(sample["features"], every[0], atol=1e-3)
-    assert torch.allclose(every.mean(dim=0), torch.zeros(teacher.width), atol=0.05)
-    assert every.std(dim=0).max() == pytest.approx(1, abs=0.05)
-
-
-def test_an_mst_learns_from_a_teacher_of_its_own_fold(data: Path, configs: Path) -> None:
-    config = {key: value for key, value in MST.items() if key != "pretraining"} | {"name": "tiny-pupil"}
-    config |= {"cross_validate": True, "dense": {"ratings": {}}}
-    config["model"] = {**MST["model"], "encoder": ENCODER["encoder"]}
-    config["teacher"] = {"config": "resnet.yaml", "trust": 0.5, "features": 0.5}
-    (configs / "pupil.yaml").write_text(yaml.safe_dump(config))
-    run(load_config(configs / "pupil.yaml"), data, configs / "out", configs / "runs", command="a command")
-    taught_by = {path.parent.name for path in (configs / "runs" / "tiny-resnet").glob("*/done.json")}
-    assert taught_by == {"fold-0", "fold-1", "all"}
-    card = (configs / "out" / "README.md").read_text()
-    assert "(tiny-resnet) was its teacher" in card
-    assert "50% the ResNet's answer" in card
-    assert "learnt to tell the ResNet's last features too" in card
-    # It may be named on the command line too, and be overridden there.
-    named = ["teacher={config: resnet.yaml, trust: 0.5}", "teacher.config.training.steps=7"]
-    taught = load_config(configs / "mst.yaml", named)["teacher"]["config"]
-    assert (taught["name"], taught["training"]["steps"]) == ("tiny-resnet", 7)
-    again = load_config(configs / "pupil.yaml", ["teacher.trust=0.6"])
-    with pytest.raises(TrainingError, match="begun with other settings"):
-        run(again, data, configs / "out", configs / "runs", command="a command")
 
 
 def test_a_second_step_goes_on_with_the_heads_of_the_first(data: Path, configs: Path) -> None:
