@@ -132,45 +132,27 @@ def _procedure(config: dict[str, Any]) -> str:
     expected = (
         " (of simulated cases, what readers give such a nodule on average)" if shares["simulated"] > 0 else ""
     )
-    if config["kind"] == "encoder":
-        if config.get("objective", "dense") == "masked":
-            share = f"{config.get('hidden', 0.6):.0%}"
-            task = f"to tell the pixels of hidden patches ({share} of all) from the others, without any label"
-        else:
-            ratings = ", ".join(["its size", *config.get("ratings", {})])
-            task = (
-                "to tell which patches hold the lesion, whether the slice shows it, and what was rated of it "
-                f"({ratings}). The lesions' masks were used for that alone; no loss was put on the attention or on any "
-                "saliency map"
+    paragraphs.append(
+        f"The whole model, on {on}: soft labels from the rating of malignancy{expected}, "
+        f"{training['steps']} steps of {training['batch']} volumes with AdamW ({rates}), random shifts, turns, "
+        "flips, magnification and noise."
+    )
+    if beside := config.get("dense"):
+        ratings = ", ".join(["its size", *beside.get("ratings", {})])
+        paragraphs[-1] += (
+            " Beside that its encoder learnt to tell from single slices which patches hold the lesion, whether the "
+            f"slice shows it, and what was rated of it ({ratings})"
+            + (
+                ", and the whole model to tell the same ratings of the scan"
+                if beside.get("scan_weight")
+                else ""
             )
-        paragraphs.append(
-            f"The 2D encoder, on {on}, {training['steps']} steps of {training['batch']} x {config.get('slices', 8)} "
-            f"slices with AdamW ({rates}): single slices in all three planes, {task}."
+            + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
+            "map."
         )
-    else:
-        paragraphs.append(
-            f"The whole model, on {on}: soft labels from the rating of malignancy{expected}, "
-            f"{training['steps']} steps of {training['batch']} volumes with AdamW ({rates}), random shifts, turns, "
-            "flips, magnification and noise."
-        )
-        if beside := config.get("dense"):
-            ratings = ", ".join(["its size", *beside.get("ratings", {})])
-            paragraphs[-1] += (
-                " Beside that its encoder learnt to tell from single slices which patches hold the lesion, whether the "
-                f"slice shows it, and what was rated of it ({ratings})"
-                + (
-                    ", and the whole model to tell the same ratings of the scan"
-                    if beside.get("scan_weight")
-                    else ""
-                )
-                + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
-                "map."
-            )
-        if kept := config.get("average"):
-            place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
-            paragraphs[-1] += (
-                f" The weights shipped lie {place} from those before this step to those after it."
-            )
+    if kept := config.get("average"):
+        place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
+        paragraphs[-1] += f" The weights shipped lie {place} from those before this step to those after it."
     return "\n\n".join(paragraphs)
 
 

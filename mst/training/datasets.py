@@ -59,35 +59,6 @@ def dataset_weights(names: list[str]) -> np.ndarray:
     return np.array([names.count(name) ** -0.5 for name in names])
 
 
-class _Draws(Dataset):
-    def __init__(
-        self,
-        cases: list[LoadedCase],
-        grid: dict[str, Any],
-        augmentation: Augmentation,
-        count: int,
-        seed: int,
-        weights: np.ndarray | None,
-    ) -> None:
-        self.cases, self.grid, self.augmentation, self.count, self.seed = (
-            cases,
-            grid,
-            augmentation,
-            count,
-            seed,
-        )
-        self.intensity = augmentation.intensity()
-        weights = np.ones(len(cases)) if weights is None else weights
-        self.weights = weights / weights.sum()
-
-    def __len__(self) -> int:
-        return self.count
-
-    def _start(self, index: int) -> tuple[LoadedCase, np.random.Generator]:
-        rng = np.random.default_rng([self.seed, index])
-        return self.cases[int(rng.choice(len(self.cases), p=self.weights))], rng
-
-
 def rating_targets(case: LoadedCase, view: View, ratings: dict[str, list[float]]) -> Tensor:
     """float32 [R + 1], each 0..1 or NaN where not known: the case's ratings, and the diameter of what the view shows.
 
@@ -135,7 +106,7 @@ class DenseTargets:
         }
 
 
-class VolumeDraws(_Draws):
+class VolumeDraws(Dataset):
     """Volumes for a classifier.
 
     Args:
@@ -176,9 +147,15 @@ class VolumeDraws(_Draws):
         window: int | None = None,
         patch: int = 14,
     ) -> None:
-        super().__init__(cases, grid, augmentation, count, seed, weights)
+        self.cases, self.grid, self.count, self.seed = cases, grid, count, seed
+        self.augmentation, self.intensity = augmentation, augmentation.intensity()
+        weights = np.ones(len(cases)) if weights is None else weights
+        self.weights = weights / weights.sum()
         self.keep_slices, self.whole, self.dense, self.ratings = keep_slices, whole, dense, ratings
         self.free, self.focus, self.window, self.patch = free, focus, window, patch
+
+    def __len__(self) -> int:
+        return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
@@ -188,7 +165,8 @@ class VolumeDraws(_Draws):
         is "lesion", 1 or 0, whether the sample holds one; with `window` "corner", int64 [2], the row and column of its
         first patch.
         """
-        case, rng = self._start(index)
+        rng = np.random.default_rng([self.seed, index])
+        case = self.cases[int(rng.choice(len(self.cases), p=self.weights))]
         plane = pick_plane(self.augmentation, case, rng)
         view = pick_view(self.augmentation, case, plane, rng, self.free)
         slices = kept = None
@@ -295,45 +273,3 @@ class ValidationVolumes(Dataset):
             "padding_mask": padding if given.padding_mask is None else given.padding_mask[0],
             "target": torch.tensor(float(case.case.label == case.task.classes[-1])),
         }
-
-
-class SliceDraws(_Draws):
-    """Slices for the encoder, with dense targets or with an order in which patches are hidden.
-
-    Args:
-        cases, grid, augmentation, count, seed, weights: as in `VolumeDraws`.
-        dense: the targets.
-        slices: slices a sample, all of one case and plane.
-        masked: gives the order instead of the targets.
-    """
-
-    def __init__(
-        self,
-        cases: list[LoadedCase],
-        grid: dict[str, Any],
-        augmentation: Augmentation,
-        count: int,
-        dense: DenseTargets,
-        slices: int = 8,
-        seed: int = 0,
-        weights: np.ndarray | None = None,
-        masked: bool = False,
-    ) -> None:
-        super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.dense, self.slices, self.masked = dense, slices, masked
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """{"slices": float32 [S, 1, H, W]} and `DenseTargets.of`, or {"order": float32 [S, h, w], random}."""
-        case, rng = self._start(index)
-        plane = pick_plane(self.augmentation, case, rng)
-        depth = len(case.region(plane, self.grid).positions[0])
-        # Half of the slices are close to the middle, where lesions are; the others lie anywhere.
-        near = rng.random(self.slices) < 0.5
-        spread = np.where(near, depth / 5, depth / 2)
-        slices = (depth - 1) / 2 + rng.uniform(-1, 1, self.slices) * spread
-        sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask=True)
-        found = {"slices": sample.volume[:, None]}
-        if not self.masked:
-            return {**found, **self.dense.of(case, sample)}
-        patches = (self.slices, *(size // self.dense.patch for size in sample.volume.shape[1:]))
-        return {**found, "order": torch.from_numpy(rng.random(patches, dtype=np.float32))}

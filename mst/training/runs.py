@@ -43,7 +43,6 @@ from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
 from mst.training.datasets import (
     DenseTargets,
-    SliceDraws,
     ValidationVolumes,
     VolumeDraws,
     balanced,
@@ -51,13 +50,13 @@ from mst.training.datasets import (
     reader_weights,
 )
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
-from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
+from mst.training.objectives import ClassTraining, JointTraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
 from mst.training.table import read_folds, table
 from mst.training.trainer import best_evaluation, fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
+PREDICTIONS, DONE = "predictions.csv", "done.json"
 HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the run that goes on from there
 ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
 REMEMBERED = 300  # training cases that tell what is familiar to a model
@@ -325,9 +324,6 @@ def run(
     written = []
     for part in parts:
         for step in steps:
-            if step["kind"] == "encoder":
-                train_encoder(study, step, part)
-                continue
             model = train_classifier(study, step, part)
             if part == ALL:
                 # What no real case has tested never takes the place of what was.
@@ -337,7 +333,7 @@ def run(
                     publish(study, step, model, target, command)
                 written.append(target)
     if processes.is_main():
-        print_table(study, [step for step in steps if step["kind"] == "classifier"])
+        print_table(study, steps)
     return written
 
 
@@ -349,51 +345,10 @@ def print_table(study: Study, configs: Sequence[Config]) -> None:
         print(f"\n{table(whole, study.task.classes)}\n", flush=True)
 
 
-def train_encoder(study: Study, config: Config, part: str) -> Path:
-    """Pre-trains the 2D encoder on a part's training cases; returns the file of its weights."""
-    before = train_encoder(study, config["pretraining"], part) if config.get("pretraining") else None
-    folder, done = study.folder(config, part)
-    if done:
-        return folder / ENCODER
-    print(f"{config['name']} {folder.name}", flush=True)
-    training, seed = config["training"], int(config.get("seed", 0))
-    ratings = config.get("ratings", {})
-    set_seed(seed)
-    model: DensePretraining | MaskedPretraining
-    if config.get("objective", "dense") == "masked":
-        model = MaskedPretraining(config["encoder"], config.get("hidden", 0.6), config.get("class_layers"))
-    else:
-        model = DensePretraining(
-            config["encoder"], len(ratings) + 1, config.get("patch_weight", 4.0), config.get("class_layers")
-        )
-    if before is not None:
-        model.encoder.load_state_dict(load_file(before))
-    cases, weights = study.training_cases(config, part)
-    samples = SliceDraws(
-        cases,
-        config["grid"],
-        Augmentation.from_config(config.get("augment")),
-        TrainingSettings.from_config(training).samples,
-        DenseTargets(config["encoder"]["patch_size"], ratings),
-        slices=config.get("slices", 8),
-        seed=seed,
-        weights=weights,
-        masked=isinstance(model, MaskedPretraining),
-    )
-    log = fit(model, samples, folder, training, seed)
-    if processes.is_main():
-        weights_file = save({key: value.contiguous() for key, value in model.encoder.state_dict().items()})
-        write_whole(folder / ENCODER, weights_file)
-        _write_json({"log": log}, folder / DONE)
-    processes.wait()
-    return folder / ENCODER
-
-
 def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     """Trains a classifier on a part's training cases, and predicts the held-out ones into predictions.csv."""
     before = config.get("pretraining")
-    encoder = train_encoder(study, before, part) if before and before["kind"] == "encoder" else None
-    first = train_classifier(study, before, part) if before and before["kind"] == "classifier" else None
+    first = train_classifier(study, before, part) if before else None
     folder, done = study.folder(config, part)
     if done:
         model = load_model(folder / "model")
@@ -412,9 +367,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         # What was familiar to the model before is not what will be.
         weights_before = first.state_dict().items()
         model.load_state_dict({k: v for k, v in weights_before if not k.startswith("familiar_")})
-    if encoder is not None:
-        assert isinstance(model, SliceTransformer)
-        model.encoder.load_state_dict(load_file(encoder))
     free = float(config.get("free", 0.0))
     if free and model.lesion_head is None:
         raise TrainingError(
@@ -561,20 +513,12 @@ def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, fo
 def build_model(config: Config, study: Study) -> ScanClassifier:
     """The untrained model of a classifier's config.
 
-    What its pre-training gives is taken from there: an MST's encoder, or the whole model. Where `model.encoder` is a
-    name ("facebook/dinov2-small", or a folder), that pre-trained DINOv2 is put in with its weights, or its first
-    `model.encoder_layers` blocks alone.
+    With a pre-training it is that one's. Where `model.encoder` is a name ("facebook/dinov2-small", or a folder), that
+    pre-trained DINOv2 is put in with its weights, or its first `model.encoder_layers` blocks alone.
     """
-    before = config.get("pretraining") or {}
-    if before.get("kind") == "classifier":
+    if before := config.get("pretraining"):
         return build_model(before, study)
     settings = dict(config["model"])
-    if before:
-        if "encoder" in settings and settings["encoder"] != before["encoder"]:
-            raise TrainingError(
-                f"{config['file']}: model.encoder is not the encoder that {before['name']} trains."
-            )
-        settings["encoder"] = before["encoder"]
     weights = None
     try:
         if isinstance(settings.get("encoder"), str):
@@ -648,7 +592,7 @@ def publish(
             model.drop_lesion_head()
     before = config.get("pretraining") or {}
     alone = study.runs / before.get("name", "") / SIMULATED / PREDICTIONS
-    if before.get("kind") == "classifier" and has_rows(alone):
+    if before and has_rows(alone):
         found = summarise([read_rows(alone)], study.task.classes)
         metrics["simulated_alone"] = {"auc": found["auc"], "auc_ci95": found["auc_ci95"]}
     if stopping and (best := best_evaluation(_read_log(study.runs / config["name"] / ALL))):

@@ -111,22 +111,25 @@ def check_config(config: dict[str, Any]) -> None:
     Raises:
         TrainingError: the message names the file and the setting.
     """
-    for inner in (config.get("pretraining"), *config.get("steps", [])):
+    before = config.get("pretraining")
+    for inner in (before, *config.get("steps", [])):
         if isinstance(inner, dict):
             check_config(inner)
     try:
         get_task(config.get("task", ""))
         if config["kind"] == "study":
             _known(config, "the config", {*_ANY, *_STUDY})
+            if not all(_trains(step) for step in config.get("steps", [])):
+                raise TrainingError("not every one of the steps is a config that trains a model.")
             return
-        if config["kind"] not in ("encoder", "classifier"):
-            raise TrainingError(f"the kind {config['kind']!r} is none of study, encoder or classifier.")
+        if config["kind"] != "classifier":
+            raise TrainingError(f"the kind {config['kind']!r} is neither study nor classifier.")
         TrainingSettings.from_config(config.get("training"))
-        _known(
-            config,
-            "the config",
-            {*_ANY, *_CLASSIFIER} if config["kind"] == "classifier" else {*_ANY, *_ENCODER},
-        )
+        _known(config, "the config", {*_ANY, *_CLASSIFIER})
+        if before and not _trains(before):
+            raise TrainingError("pretraining is no config that trains a model.")
+        if not before and "model" not in config:
+            raise TrainingError("the config lacks a model, or a pretraining that gives one.")
         Augmentation.from_config(config.get("augment"))
         if (dense := config.get("dense")) is not None:
             _check_ratings(dense, "dense", ("weight", "scan_weight"))
@@ -141,10 +144,14 @@ def check_config(config: dict[str, Any]) -> None:
         if (share := config.get("average")) is not None:
             if not isinstance(share, int | float) or not 0 < share <= 1:
                 raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")
-            if (config.get("pretraining") or {}).get("kind") != "classifier":
-                raise TrainingError("average needs a pretraining that trains a whole model.")
+            if not before:
+                raise TrainingError("average needs a pretraining.")
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{config['file']}: {error}") from error
+
+
+def _trains(config: Any) -> bool:
+    return isinstance(config, dict) and config.get("kind") == "classifier"
 
 
 def _known(section: Any, name: str, known: set[str]) -> None:
@@ -238,10 +245,13 @@ def _one_of(*choices: str) -> Check:
 # The names that a config may have, by its kind.
 _ANY = ("name", "kind", "file", "task", "folds", "seed", "data", "dataset", "cross_validate")
 _STUDY = ("steps",)
-_TRAINED = ("simulated", "shares", "balanced", "augment", "training", "pretraining", "class_layers")
-_ENCODER = (*_TRAINED, "objective", "encoder", "grid", "slices", "ratings", "patch_weight", "hidden")
 _CLASSIFIER = (
-    *_TRAINED,
+    "simulated",
+    "shares",
+    "balanced",
+    "augment",
+    "training",
+    "pretraining",
     "model",
     "keep_slices",
     "dense",

@@ -11,7 +11,7 @@ from mst.models.loading import save_model
 from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.models.stem import ConvStem
-from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
+from mst.training.objectives import ClassTraining, DenseHeads, JointTraining
 
 ENCODER: dict[str, Any] = {
     "hidden_size": 16,
@@ -74,37 +74,22 @@ def test_more_class_layers_than_blocks_are_an_error(blocks: int) -> None:
 
 def test_the_dense_objective_is_learnt_and_ignores_what_is_not_known() -> None:
     torch.manual_seed(0)
-    model = DensePretraining(ENCODER, 3, class_layers=1)
-    slices, targets = torch.randn(2, 5, 1, 24, 24), dense_targets()
+    encoder = build_encoder(ENCODER)
+    heads = DenseHeads(encoder, 3)
+    slices, targets = torch.randn(10, 1, 24, 24), dense_targets()
     targets["ratings"][:, 1] = float("nan")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=3e-3)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss = model(slices, **targets)
+        loss = heads(encode_tokens(encoder, slices, class_layers=1), **targets)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     # No lesion at all: the ratings are asked of nothing.
     nothing = {"patches": torch.zeros(2, 5, 4, 4), "area": torch.zeros(2, 5), "ratings": targets["ratings"]}
-    assert model(slices, **nothing).isfinite()
-
-
-def test_the_masked_objective_sees_no_hidden_pixel_and_asks_for_no_other() -> None:
-    torch.manual_seed(0)
-    model = MaskedPretraining(ENCODER, hidden=0.5).eval()
-    slices, order = torch.rand(1, 1, 1, 24, 24), torch.rand(1, 1, 4, 4)
-    hidden = (order.flatten().argsort().argsort() < 8).reshape(4, 4)
-    pixels = hidden.repeat_interleave(6, 0).repeat_interleave(6, 1)
-    # All hidden pixels one brighter: the prediction stays, so the loss moves by one where it was below them.
-    model.pixel_head.weight.data.zero_()
-    model.pixel_head.bias.data.fill_(-1)
-    loss = model(slices, order)
-    assert torch.isclose(loss, (slices[0, 0, 0][pixels] + 1).mean())
-    changed = slices.clone()
-    changed[0, 0, 0][~pixels] = 5
-    assert torch.isclose(model(changed, order), loss)
+    assert heads(encode_tokens(encoder, slices, class_layers=1), **nothing).isfinite()
 
 
 def test_joint_training_trains_the_model_itself() -> None:
