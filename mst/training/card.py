@@ -150,9 +150,6 @@ def _procedure(config: dict[str, Any]) -> str:
             + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
             "map."
         )
-    if kept := config.get("average"):
-        place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
-        paragraphs[-1] += f" The weights shipped lie {place} from those before this step to those after it."
     return "\n\n".join(paragraphs)
 
 

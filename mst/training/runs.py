@@ -426,8 +426,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         ValidationVolumes(held_out, model.grid) if held_out else None,
     )
     model = model.cpu().eval()
-    if first is not None and (share := config.get("average")):
-        average_weights(model, first, share)
     if processes.is_main():
         remember(model, cases)
         save_model(model, folder / "model")
@@ -482,18 +480,6 @@ def remember(model: ScanClassifier, cases: Sequence[LoadedCase]) -> None:
     if known.shape[1] > WIDEST:  # all slices side by side: their covariance would be larger than the model
         return
     model.set_familiar({"limit": None, "spans": spans(measured)}, *fit_vectors(known))
-
-
-def average_weights(model: nn.Module, before: nn.Module, share: float) -> None:
-    """Moves a fine-tuned model's weights to where they weigh `share` of the mean with those it started from.
-
-    What few cases teach is kept and what many had taught is not lost (WiSE-FT: Wortsman et al., arXiv 2109.01903).
-    """
-    old = before.state_dict()
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(old[name].to(value), 1 - share)
 
 
 def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, folder: Path) -> None:

@@ -141,11 +141,6 @@ def check_config(config: dict[str, Any]) -> None:
             raise TrainingError("window needs dense, and a model without a stem.")
         if config.get("focus") and not config.get("keep_slices"):
             raise TrainingError("focus is of the slices that keep_slices keeps.")
-        if (share := config.get("average")) is not None:
-            if not isinstance(share, int | float) or not 0 < share <= 1:
-                raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")
-            if not before:
-                raise TrainingError("average needs a pretraining.")
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{config['file']}: {error}") from error
 
@@ -256,7 +251,6 @@ _CLASSIFIER = (
     "keep_slices",
     "dense",
     "scan_ratings",
-    "average",
     "free",
     "focus",
     "window",

@@ -347,16 +347,6 @@ def test_what_sees_simulated_cases_alone_is_shared_by_all_folds(data: Path, conf
     ]
     assert (~real).sum() == 8
 
-    # The weights that lie half-way between those before and after the second step.
-    before, after = load_model(runs / "first" / "simulated" / "model"), load_model(configs / "out")
-    halved = load_config(configs / "second.yaml", ["name=halved", "average=0.5"])
-    run(halved, data, configs / "halved", runs, parts=["all"])
-    middle = load_model(configs / "halved").state_dict()
-    for name, weight in after.state_dict().items():
-        if weight.is_floating_point() and not name.startswith("familiar_"):
-            assert torch.allclose(middle[name], (weight + before.state_dict()[name]) / 2, atol=2e-3), name
-    assert "half-way" in (configs / "halved" / "README.md").read_text()
-
 
 def test_a_model_without_folds_claims_no_figure(data: Path, configs: Path) -> None:
     run(load_config(configs / "resnet.yaml"), data, configs / "out", configs / "runs")
