@@ -54,8 +54,6 @@ class Augmentation:
         other_planes: how often the slices run along another plane than the study's.
         continue_edges: how often tissue goes on (mirrored) beyond the scan's border. A crop's border is an
             artefact that a whole scan does not have, so the model must not come to rely on it.
-        crop_mm: where tissue does not go on, the scan ends at a cube of this edge round the case's centre, as if only
-            that had been stored; None: where it really ends. A model that never saw a border looks at it first.
         ends: how often the scan ends near the lesion on each of its six sides: 2 to 25 mm beyond it. What is stored of
             a scan, and how much tissue there is round a click, says nothing of the lesion.
         trim: how often the scan ends along the slices within the lesion, of which at least a third is left.
@@ -74,7 +72,6 @@ class Augmentation:
     flip: bool = True
     other_planes: float = 0.3
     continue_edges: float = 0.5
-    crop_mm: float | None = None
     noise: float = 0.03
     shift: float = 0.05
     scale: float = 0.1
@@ -101,8 +98,6 @@ class Augmentation:
             key: tuple(value) if isinstance(value, list) else value for key, value in (config or {}).items()
         }
         for key, value in settings.items():
-            if value is None and key == "crop_mm":
-                continue
             several = {"zoom": (2,), "shift_mm": (1, 3)}.get(key, (1,))
             numbers = value if isinstance(value, tuple) else (value,)
             if len(numbers) not in several or not all(isinstance(n, int | float) for n in numbers):
@@ -377,9 +372,6 @@ def cut(
         inside = inside & (ended.all(dim=-1) | filled[:, None, None])
     padding = padding & ~filled
     inside = inside & ~padding[:, None, None]
-    if augmentation.crop_mm and not view.mirrored:
-        kept = _within(index, region, spacing, augmentation.crop_mm / 2)
-        inside, padding = inside & kept.all(dim=-1), padding | ~kept[:, 0, 0, 0]
     task = case.task
     if task.normalisation == "clamp":
         assert task.clamp is not None
@@ -536,12 +528,6 @@ def _between(index: Tensor, region: Region, spacing: list[float], ends_mm: np.nd
     at = (index - middle) * torch.tensor(spacing, dtype=torch.float32)
     low, high = torch.from_numpy(ends_mm.T.astype(np.float32))
     return (at >= low) & (at <= high)
-
-
-def _within(index: Tensor, region: Region, spacing: list[float], reach_mm: float) -> Tensor:
-    """bool [D, H, W, 3]: which indices lie at most so far from the region's middle, along each axis."""
-    middle = torch.tensor([float(p[0] + p[-1]) / 2 for p in region.positions])
-    return (index - middle).abs() * torch.tensor(spacing, dtype=torch.float32) <= reach_mm
 
 
 def inside_slices(index: Tensor, count: int, mirrored: bool) -> Tensor:

@@ -25,7 +25,7 @@ from mst.models.encoders import interpolate_positions, paper_encoder
 from mst.preprocess import mask_centroid, prepare
 from mst.scans import read_mask, read_scan, write_nifti
 from mst.tasks import TASKS
-from mst.training.augment import Augmentation
+from mst.training.augment import Augmentation, View, cut
 from mst.training.cases import load_cases, split
 from mst.training.datasets import DenseTargets, VolumeDraws
 from mst.training.evaluate import read_rows
@@ -128,23 +128,25 @@ def test_the_manifests_centre_goes_before_the_masks(data: Path) -> None:
 
 def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, None, noise=0, shift=0, scale=0, smooth=0)
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, noise=0, shift=0, scale=0, smooth=0)
     sample = VolumeDraws([case], GRID, still, 1)[0]
     given = case.prepare(GRID).volume[0]
     # The model's input is smoothed where the grid is coarser than the scan; a sample is not.
     assert np.corrcoef(sample["volume"].ravel(), given.ravel())[0, 1] > 0.97
 
 
-def test_a_sample_may_end_where_a_crop_would(data: Path) -> None:
+def test_a_view_ends_where_its_scan_is_said_to_end(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, 21.0, 0, 0, 0, 0)
-    sample = VolumeDraws([case], GRID, still, 1)[0]  # 8 slices at 4 mm, 24 rows and columns at 2 mm
-    whole = VolumeDraws([case], GRID, replace(still, crop_mm=None), 1)[0]
-    assert sample["padding_mask"].tolist() == [True, False, False, False, False, False, False, True]
-    inside = torch.zeros(24, 24, dtype=torch.bool)
-    inside[7:17, 7:17] = True  # up to 9 mm off; the next ones are 11 mm off
-    assert (sample["volume"][0, 4][~inside] == -1).all()
-    assert torch.equal(sample["volume"][0, 4][inside], whole["volume"][0, 4][inside])
+    still = Augmentation(0, (1, 1), 0, False, 0, 0, noise=0, shift=0, scale=0, smooth=0)
+    view = View(1.0, 0.0, np.zeros(3), np.ones(3), False)
+    whole, _, _, _ = cut(case, GRID, "axial", still, view)  # 8 slices at 4 mm, 24 rows and columns at 2 mm
+    ends = np.tile([-10.5, 10.5], (3, 1))
+    values, inside, padding, _ = cut(case, GRID, "axial", still, replace(view, ends_mm=ends))
+    assert padding.tolist() == [True, False, False, False, False, False, False, True]
+    expected = torch.zeros(24, 24, dtype=torch.bool)
+    expected[7:17, 7:17] = True  # up to 9 mm off; the next ones are 11 mm off
+    assert torch.equal(inside[4], expected)
+    assert torch.equal(values[4][expected], whole[4][expected])
 
 
 def test_samples_depend_on_their_number_alone(data: Path) -> None:
@@ -183,7 +185,7 @@ def test_an_mst_learns_the_dense_objective_beside_its_classes(data: Path, config
 
 def test_a_stem_is_given_the_whole_volume_and_told_which_slices_are_kept(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 1, None, 0, 0, 0, 0)
+    still = Augmentation(0, (1, 1), 0, False, 0, 1, noise=0, shift=0, scale=0, smooth=0)
     full = VolumeDraws([case], GRID, still, 1, dense=DenseTargets(6, {}))[0]
     some = VolumeDraws([case], GRID, still, 1, keep_slices=4, whole=True, dense=DenseTargets(6, {}))[0]
     assert torch.equal(some["volume"], full["volume"])
