@@ -151,8 +151,8 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
 
     Returns:
         As it is in the file. Whatever the project reads of it has been checked: "auc" (0 to 1, or None), "auc_ci95"
-        (two such numbers, or None), "protocol" (text), "simulated_alone" (with an "auc"), "seconds" (None, or the
-        "median" time of an answer on so many "cpu_cores").
+        (two such numbers, or None), "protocol" (text), "seconds" (None, or the "median" time of an answer on so many
+        "cpu_cores").
 
     Raises:
         CheckpointError: it is not what it should be.
@@ -168,19 +168,13 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
         except (OSError, ValueError, httpx2.HTTPError):
             return {}  # the weights may be used without figures
     metrics = _read_object(path, called)
-    measured = [metrics]
-    if "simulated_alone" in metrics:
-        measured.append(metrics["simulated_alone"])
-    for figures in measured:
-        if not isinstance(figures, dict):
-            raise _damaged_metrics(called, "simulated_alone holds no figures")
-        interval = figures.get("auc_ci95")
-        if not (figures.get("auc") is None or _is_share(figures["auc"])):
-            raise _damaged_metrics(called, "auc is not a number from 0 to 1")
-        if interval is not None and not (
-            isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))
-        ):
-            raise _damaged_metrics(called, "auc_ci95 is not two numbers from 0 to 1")
+    if not (metrics.get("auc") is None or _is_share(metrics["auc"])):
+        raise _damaged_metrics(called, "auc is not a number from 0 to 1")
+    interval = metrics.get("auc_ci95")
+    if interval is not None and not (
+        isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))
+    ):
+        raise _damaged_metrics(called, "auc_ci95 is not two numbers from 0 to 1")
     if not isinstance(metrics.get("protocol", ""), str):
         raise _damaged_metrics(called, "protocol is not text")
     seconds = metrics.get("seconds")

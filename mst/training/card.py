@@ -59,7 +59,7 @@ Trained on {metrics["n_trained_on"]} cases ({_counts(metrics["labels_trained_on"
 
 ## Training
 
-{_procedure(config)}
+{_procedure(config, real="simulated_test" not in metrics)}
 
 ## Figures
 
@@ -116,12 +116,18 @@ def _around(model: ScanClassifier) -> str:
     )
 
 
-def _procedure(config: dict[str, Any]) -> str:
-    """One paragraph a stage, the earliest first."""
+def _procedure(config: dict[str, Any], real: bool = True) -> str:
+    """One paragraph a stage, the earliest first.
+
+    Args:
+        real: whether there were real cases; else all training was on simulated ones, whatever the config says.
+    """
     training = config["training"]
     before = config.get("pretraining")
-    paragraphs = [_procedure(before)] if before else []
+    paragraphs = [_procedure(before, real)] if before else []
     shares = {"real": 1.0, "simulated": 0.0} | config.get("shares", {})
+    if not real:
+        shares = {"real": 0.0, "simulated": 1.0}
     on = {
         (True, False): "the real cases",
         (False, True): f"{config.get('simulated', {}).get('cases', 0):,} simulated cases",
@@ -160,12 +166,6 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
             text += (
                 f" On other simulated cases the AUC is {test['auc']:.2f}, which says nothing about real ones."
             )
-        if cost := metrics.get("cost"):
-            text += (
-                " What that costs was measured on real cases with the checkpoint of the same name: AUC "
-                f"{cost['auc_simulated_alone']:.2f} after simulated cases alone, {cost['auc_with_real_cases']:.2f} "
-                "with real ones."
-            )
         return text
     low, high = metrics["auc_ci95"]
     rows = [
@@ -180,14 +180,6 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
             (
                 "Brier score, calibrated (and before; always saying the share of malignant cases)",
                 f"{found['brier']:.3f} ({found['brier_uncalibrated']:.3f}; {_constant_brier(metrics, classes):.3f})",
-            )
-        )
-    if before := metrics.get("simulated_alone"):
-        low_before, high_before = before["auc_ci95"]
-        rows.append(
-            (
-                "AUC on the real cases before any of them was trained on",
-                f"{before['auc']:.2f} (95% CI {low_before:.2f} to {high_before:.2f})",
             )
         )
     for key, name in (

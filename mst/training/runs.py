@@ -2,8 +2,8 @@
 
 A run lies in runs/<name>/<part>/, the part being "all" (every case) or "fold-0" to "fold-4" (all cases but that
 fold's). Whatever sees real cases is repeated for each fold, so that what a fold's model is tested on was seen by no
-part of it. What is trained on simulated cases alone is shared by all folds (the part "simulated"); their outlines are
-of other patients, as far as can be told (`mst.data.outlines.matching_patients`).
+part of it. The outlines of simulated cases are of other patients than the real ones, as far as can be told
+(`mst.data.outlines.matching_patients`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mst.familiar import fit_vectors, measure, spans
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError
-from mst.models.loading import ARCHITECTURES, METRICS, checkpoint_metrics, load_model, save_model
+from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
 from mst.models.packaged import pretrained_encoder
 from mst.models.slice_transformer import SliceTransformer
 from mst.saliency import explain
@@ -58,7 +58,7 @@ from mst.training.trainer import best_evaluation, fit
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PREDICTIONS, DONE = "predictions.csv", "done.json"
 HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the run that goes on from there
-ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
+ALL, ALONE = "all", "simulated-alone"
 REMEMBERED = 300  # training cases that tell what is familiar to a model
 WIDEST = 2048  # vectors whose covariance is kept
 TIMED = 3  # answers of which the median tells what one costs
@@ -260,12 +260,10 @@ class Study:
         Raises:
             TrainingError: the folder holds a run with other settings or other cases.
         """
-        shared = config.get("shares", {}).get("real", 1.0) == 0
-        folder = self.runs / config["name"] / (SIMULATED if shared else part)
+        folder = self.runs / config["name"] / part
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "settings.json"
-        # A shared run sees no real case, but its simulated ones depend on which real ones there are.
-        names = [case.name for case in (self.cases if shared else self.part_manifest(part)[0])]
+        names = [case.name for case in self.part_manifest(part)[0]]
         wanted = {"config": _relevant(config), "cases": _digest([*names, *sorted(self.held_out)])}
         if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")) != wanted:
             raise TrainingError(
@@ -485,11 +483,9 @@ def remember(model: ScanClassifier, cases: Sequence[LoadedCase]) -> None:
 def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, folder: Path) -> None:
     """Predicts the cases that a run has not seen into predictions.csv, unless that is done already.
 
-    For a run on simulated cases alone these are all real cases; where there are none, other simulated cases.
+    Where there is no real case, these are other simulated cases.
     """
-    held_out = study.part_cases(ALL)[0] if folder.name == SIMULATED else study.part_cases(part)[1]
-    if not study.cases and folder.name != SIMULATED:
-        held_out = study.simulated_tests(_simulated(config))
+    held_out = study.part_cases(part)[1] if study.cases else study.simulated_tests(_simulated(config))
     if processes.is_main() and held_out and not has_rows(folder / PREDICTIONS):
         rows = predict_cases(model, held_out, datasets=study.datasets)
         write_rows(rows, folder / PREDICTIONS)
@@ -560,15 +556,8 @@ def publish(
         )
         metrics["protocol"] = (
             f"{study.folds}-fold cross-validation by patient, pooled over held-out cases ({_counted(study)}); what "
-            f"trains on real cases is "
-            f"repeated in each fold {how}"
-            + (
-                ", what trains on simulated ones alone is shared by all folds"
-                if _begins_simulated(config)
-                else ""
-            )
-            + ". The shipped weights were trained on all cases in the same way, so the figure is of the procedure, "
-            "not of these very weights."
+            f"trains on real cases is repeated in each fold {how}. The shipped weights were trained on all cases in "
+            "the same way, so the figure is of the procedure, not of these very weights."
         )
     if model.lesion_head is not None:
         # Without the folds nobody knows from when on a lesion is seen.
@@ -576,11 +565,6 @@ def publish(
             model.set_lesion_threshold(metrics["lesion"]["threshold"])
         else:
             model.drop_lesion_head()
-    before = config.get("pretraining") or {}
-    alone = study.runs / before.get("name", "") / SIMULATED / PREDICTIONS
-    if before and has_rows(alone):
-        found = summarise([read_rows(alone)], study.task.classes)
-        metrics["simulated_alone"] = {"auc": found["auc"], "auc_ci95": found["auc_ci95"]}
     if stopping and (best := best_evaluation(_read_log(study.runs / config["name"] / ALL))):
         metrics["early_stopping"] = {"step": best[0], "validation_auc": round(best[1], 4)}
     metrics |= {
@@ -610,29 +594,15 @@ def seconds(model: ScanClassifier, grid: Grid) -> dict[str, float]:
 
 
 def _without_real_cases(study: Study, config: Config) -> dict[str, Any]:
-    """Figures of a training on simulated cases alone: on other simulated cases, and what is known of its cost."""
+    """Figures of a training on simulated cases alone: on other simulated cases, which says nothing about real ones."""
     found = summarise([read_rows(study.runs / config["name"] / ALL / PREDICTIONS)], study.task.classes)
-    metrics: dict[str, Any] = {
+    print(f"{config['name']}: AUC on other simulated cases {found['auc']:.2f}", flush=True)
+    return {
         "protocol": "not evaluated on real cases: none was given, and the training was on simulated cases alone",
         "simulated_test": {
             key: found[key] for key in ("auc", "auc_ci95", *(k for k in found if k[:2] == "n_"))
         },
     }
-    shipped = CONFIGS.parent / "checkpoints" / config["name"] / METRICS
-    if shipped.is_file():
-        known = checkpoint_metrics(shipped.parent)
-        if known.get("auc") is not None and "simulated_alone" in known:
-            metrics["cost"] = {
-                "auc_with_real_cases": known["auc"],
-                "auc_simulated_alone": known["simulated_alone"]["auc"],
-            }
-            print(
-                f"{config['name']}: AUC on other simulated cases {found['auc']:.2f}. What that costs on real ones was "
-                f"measured where they are at hand: {known['simulated_alone']['auc']:.2f} after simulated cases alone, "
-                f"{known['auc']:.2f} with real ones (five folds).",
-                flush=True,
-            )
-    return metrics
 
 
 def _dataset(study: Study, config: Config) -> str:
@@ -669,14 +639,6 @@ def _simulated(config: Config) -> dict[str, Any]:
 
 def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _begins_simulated(config: Config) -> bool:
-    """Whether a run goes on from one on simulated cases alone."""
-    before = config.get("pretraining")
-    if not before:
-        return False
-    return before.get("shares", {}).get("real", 1.0) == 0 or _begins_simulated(before)
 
 
 def _counted(study: Study) -> str:
