@@ -9,6 +9,7 @@ import re
 import shutil
 from copy import deepcopy
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -76,6 +77,7 @@ def load_model(source: str | Path) -> ScanClassifier:
         raise CheckpointError(
             f"{called}: the architecture in config.json is {architecture!r}; known are {known}."
         )
+    settings = _known_settings(ARCHITECTURES[architecture], config, called)
     try:
         # A model that was made in inference mode could never be asked for a gradient afterwards.
         with torch.inference_mode(False):
@@ -84,7 +86,7 @@ def load_model(source: str | Path) -> ScanClassifier:
                     raise CheckpointError(f"{called} has no {WEIGHTS}.")
                 model_class = ARCHITECTURES[architecture]
                 model = model_class._load_as_safetensor(
-                    model_class(**config), Path(name) / WEIGHTS, "cpu", strict=True
+                    model_class(**settings), Path(name) / WEIGHTS, "cpu", strict=True
                 )
             else:
                 model = ARCHITECTURES[architecture].from_pretrained(name)
@@ -107,6 +109,22 @@ def load_model(source: str | Path) -> ScanClassifier:
             "download or train it again."
         )
     return model.eval()
+
+
+def _known_settings(model_class: type[ScanClassifier], config: dict[str, Any], called: str) -> dict[str, Any]:
+    """What of a config.json the model takes: a setting of another version that was left empty makes no difference.
+
+    Raises:
+        CheckpointError: there is one that was not left empty.
+    """
+    known = signature(model_class.__init__).parameters
+    if foreign := sorted(key for key, value in config.items() if key not in known and value is not None):
+        names = ", ".join(map(repr, foreign))[:200]
+        raise CheckpointError(
+            f"{called}: its {CONFIG} has settings that this version does not know ({names}); the model was made by "
+            "another version. Use that one, or train the model again."
+        )
+    return {key: value for key, value in config.items() if key in known}
 
 
 def checkpoint_name(source: str | Path) -> str:
