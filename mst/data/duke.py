@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -254,22 +254,20 @@ def _make(folder: Path, patient: Patient | None, phases: dict[str, Phase], clini
         mask[halves["right" if side == "left" else "left"]] = (
             False  # a box that reaches a little over the middle
         )
-    voxels = image.voxels
-    if np.ptp(voxels) > 1000:
-        voxels = np.round(voxels)  # scanners store whole numbers; half the disk space
+    if np.ptp(image.voxels) > 1000:
+        # Scanners store whole numbers; half the disk space.
+        image = replace(image, voxels=np.round(image.voxels))
     for side, label in labels.items():
-        window = (halves[side], rows, slice(None))
-        affine = image.affine.copy()
-        affine[:3, 3] = image.voxel_to_world([halves[side].start, rows.start, 0])
-        half = Scan(voxels[window], affine)
+        window = (halves[side], rows, slice(0, image.shape[2]))
+        half = image.cropped([part.start for part in window], [part.stop for part in window])
         case = f"{folder.name}-{side}"
         row = {"case": case, "patient": folder.name, "label": label, "side": side}
         row |= {"image": f"images/{case}.nii.gz", "mask": ""}
         row |= {f"center_{axis}": f"{value:.2f}" for axis, value in zip("xyz", half.center, strict=True)}
-        made.volumes.append(Volume(row["image"], half.voxels, affine))
+        made.volumes.append(Volume(row["image"], half.voxels, half.affine))
         if mask is not None and mask[window].any():
             row["mask"] = f"masks/{case}.nii.gz"
-            made.volumes.append(Volume(row["mask"], mask[window], affine))
+            made.volumes.append(Volume(row["mask"], mask[window], half.affine))
         made.rows.append(row)
     if len(labels) < len(SIDES):
         made.left_out["breasts of which it is not known whether they have cancer"] += 1

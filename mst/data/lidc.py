@@ -197,9 +197,7 @@ class _Source:
             voxels = np.argwhere(mask) + corner
             center = scan.voxel_to_world(voxels.mean(axis=0))
             low, high = _crop(scan, center, voxels, self.size_mm)
-            window = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-            affine = scan.affine.copy()
-            affine[:3, 3] = scan.voxel_to_world(low)
+            crop = scan.cropped(low, high)
             marked = np.zeros(high - low, bool)
             marked[tuple((voxels - low).T)] = True
             case = f"{name}-{number}"
@@ -220,9 +218,9 @@ class _Source:
                 }
             )
             if self.size_mm or not written:
-                made.volumes.append(Volume(f"images/{image}.nii.gz", scan.voxels[window], affine))
+                made.volumes.append(Volume(f"images/{image}.nii.gz", crop.voxels, crop.affine))
                 written = True
-            made.volumes.append(Volume(f"masks/{case}.nii.gz", marked, affine))
+            made.volumes.append(Volume(f"masks/{case}.nii.gz", marked, crop.affine))
 
 
 def series_of(path: Path) -> str | None:

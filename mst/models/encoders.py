@@ -85,7 +85,6 @@ def encode_tokens(
     encoder: Encoder,
     pixels: Tensor,
     class_layers: int | None = None,
-    masked: Tensor | None = None,
     corners: Tensor | None = None,
 ) -> Tensor:
     """The tokens that an encoder makes of slices: the class token first, then registers, then patches.
@@ -97,21 +96,19 @@ def encode_tokens(
             With 1, all that the class token learns of the slice passes through the last block's attention, so
             that its attention there says what it was made of (class attention: Touvron et al., Going deeper with
             image transformers, arXiv 2103.17239).
-        masked: bool [N, patches], patches that are hidden behind DINOv2's mask token; None: none.
         corners: int64 [N, 2], where the pixels are a part of a slice: the row and column of its first patch among those
             that the encoder has positions for; None: they are whole slices.
 
     Returns:
         float32 [N, 1 + registers + patches, width], after the last layer norm.
     """
-    return trace_tokens(encoder, pixels, class_layers, masked, corners)[0]
+    return trace_tokens(encoder, pixels, class_layers, corners)[0]
 
 
 def trace_tokens(
     encoder: Encoder,
     pixels: Tensor,
     class_layers: int | None = None,
-    masked: Tensor | None = None,
     corners: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `encode_tokens`, and what the last block was given, from which `attention_of` tells what it attended to.
@@ -123,7 +120,7 @@ def trace_tokens(
     layers: Any = encoder.encoder.layer
     alone = 0 if class_layers is None else len(layers) - class_layers
     if corners is None:
-        tokens = encoder.embeddings(pixels, bool_masked_pos=masked)
+        tokens = encoder.embeddings(pixels)
     else:
         tokens = _embed_part(encoder, pixels, corners)
     if alone:

@@ -9,6 +9,7 @@ import re
 import shutil
 from copy import deepcopy
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -76,6 +77,7 @@ def load_model(source: str | Path) -> ScanClassifier:
         raise CheckpointError(
             f"{called}: the architecture in config.json is {architecture!r}; known are {known}."
         )
+    settings = _known_settings(ARCHITECTURES[architecture], config, called)
     try:
         # A model that was made in inference mode could never be asked for a gradient afterwards.
         with torch.inference_mode(False):
@@ -84,7 +86,7 @@ def load_model(source: str | Path) -> ScanClassifier:
                     raise CheckpointError(f"{called} has no {WEIGHTS}.")
                 model_class = ARCHITECTURES[architecture]
                 model = model_class._load_as_safetensor(
-                    model_class(**config), Path(name) / WEIGHTS, "cpu", strict=True
+                    model_class(**settings), Path(name) / WEIGHTS, "cpu", strict=True
                 )
             else:
                 model = ARCHITECTURES[architecture].from_pretrained(name)
@@ -107,6 +109,22 @@ def load_model(source: str | Path) -> ScanClassifier:
             "download or train it again."
         )
     return model.eval()
+
+
+def _known_settings(model_class: type[ScanClassifier], config: dict[str, Any], called: str) -> dict[str, Any]:
+    """What of a config.json the model takes: a setting of another version that was left empty makes no difference.
+
+    Raises:
+        CheckpointError: there is one that was not left empty.
+    """
+    known = signature(model_class.__init__).parameters
+    if foreign := sorted(key for key, value in config.items() if key not in known and value is not None):
+        names = ", ".join(map(repr, foreign))[:200]
+        raise CheckpointError(
+            f"{called}: its {CONFIG} has settings that this version does not know ({names}); the model was made by "
+            "another version. Use that one, or train the model again."
+        )
+    return {key: value for key, value in config.items() if key in known}
 
 
 def checkpoint_name(source: str | Path) -> str:
@@ -151,8 +169,8 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
 
     Returns:
         As it is in the file. Whatever the project reads of it has been checked: "auc" (0 to 1, or None), "auc_ci95"
-        (two such numbers, or None), "protocol" (text), "simulated_alone" (with an "auc"), "seconds" (None, or the
-        "median" time of an answer on so many "cpu_cores").
+        (two such numbers, or None), "protocol" (text), "seconds" (None, or the "median" time of an answer on so many
+        "cpu_cores").
 
     Raises:
         CheckpointError: it is not what it should be.
@@ -168,19 +186,13 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
         except (OSError, ValueError, httpx2.HTTPError):
             return {}  # the weights may be used without figures
     metrics = _read_object(path, called)
-    measured = [metrics]
-    if "simulated_alone" in metrics:
-        measured.append(metrics["simulated_alone"])
-    for figures in measured:
-        if not isinstance(figures, dict):
-            raise _damaged_metrics(called, "simulated_alone holds no figures")
-        interval = figures.get("auc_ci95")
-        if not (figures.get("auc") is None or _is_share(figures["auc"])):
-            raise _damaged_metrics(called, "auc is not a number from 0 to 1")
-        if interval is not None and not (
-            isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))
-        ):
-            raise _damaged_metrics(called, "auc_ci95 is not two numbers from 0 to 1")
+    if not (metrics.get("auc") is None or _is_share(metrics["auc"])):
+        raise _damaged_metrics(called, "auc is not a number from 0 to 1")
+    interval = metrics.get("auc_ci95")
+    if interval is not None and not (
+        isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))
+    ):
+        raise _damaged_metrics(called, "auc_ci95 is not two numbers from 0 to 1")
     if not isinstance(metrics.get("protocol", ""), str):
         raise _damaged_metrics(called, "protocol is not text")
     seconds = metrics.get("seconds")

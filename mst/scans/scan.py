@@ -98,6 +98,23 @@ class Scan:
         # Its slices may no longer be the source's.
         return replace(self, voxels=voxels, affine=affine, source=None)
 
+    def cropped(self, start: Sequence[int] | np.ndarray, stop: Sequence[int] | np.ndarray) -> Scan:
+        """The voxels of a box, each where it lies in the patient.
+
+        Args:
+            start, stop: (3,), the first voxel along each axis and the one after the last.
+
+        Raises:
+            ValueError: the box is empty, or reaches beyond the scan.
+        """
+        start, stop = np.asarray(start), np.asarray(stop)
+        if np.any(start < 0) or np.any(start >= stop) or np.any(stop > self.shape):
+            raise ValueError(f"no box of a scan of {self.shape}: {start.tolist()} to {stop.tolist()}")
+        affine = self.affine.copy()
+        affine[:3, 3] = self.voxel_to_world(start)
+        voxels = self.voxels[tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))]
+        return replace(self, voxels=voxels, affine=affine, source=None)
+
     def from_canonical(self, volume: np.ndarray) -> np.ndarray:
         """A volume on `canonical()`'s grid, put back on this scan's own grid, shape (I, J, K)."""
         back = nib.orientations.ornt_transform(

@@ -6,6 +6,7 @@ a sample is interpolated once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,6 +30,9 @@ LEAST_DEPTH_MM = 24.0  # along the slices, for slices in other planes
 ENDS_MM = (2.0, 25.0)  # beyond the lesion, where a scan that ends near it does so
 ROOM_MM = 20.0  # beside the lesion, for a view without it
 LEAST_ROOM_MM = 3.0  # between the lesion and the scan's end, for a scan that goes on as its mirror image
+FREE_MM = (6.0, 26.0)  # from where the lesion would begin to the middle of a view without it
+INNER_MM = 8.0  # from there to the scan's end
+FREE_ENDS_MM = (8.0, 28.0)  # beyond that middle, where a scan that ends near it does so
 FOLDED = 0.6  # share of the views without a lesion in which the scan goes on where the lesion would be
 SMOOTH_MM = (0.3, 0.9)
 BESIDE_MM = 2.0  # between the lesion and tissue from beside it
@@ -50,8 +54,6 @@ class Augmentation:
         other_planes: how often the slices run along another plane than the study's.
         continue_edges: how often tissue goes on (mirrored) beyond the scan's border. A crop's border is an
             artefact that a whole scan does not have, so the model must not come to rely on it.
-        crop_mm: where tissue does not go on, the scan ends at a cube of this edge round the case's centre, as if only
-            that had been stored; None: where it really ends. A model that never saw a border looks at it first.
         ends: how often the scan ends near the lesion on each of its six sides: 2 to 25 mm beyond it. What is stored of
             a scan, and how much tissue there is round a click, says nothing of the lesion.
         trim: how often the scan ends along the slices within the lesion, of which at least a third is left.
@@ -70,7 +72,6 @@ class Augmentation:
     flip: bool = True
     other_planes: float = 0.3
     continue_edges: float = 0.5
-    crop_mm: float | None = None
     noise: float = 0.03
     shift: float = 0.05
     scale: float = 0.1
@@ -97,8 +98,6 @@ class Augmentation:
             key: tuple(value) if isinstance(value, list) else value for key, value in (config or {}).items()
         }
         for key, value in settings.items():
-            if value is None and key == "crop_mm":
-                continue
             several = {"zoom": (2,), "shift_mm": (1, 3)}.get(key, (1,))
             numbers = value if isinstance(value, tuple) else (value,)
             if len(numbers) not in several or not all(isinstance(n, int | float) for n in numbers):
@@ -201,7 +200,6 @@ def pick_view(
         shift_mm = shift_mm / 5
     flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(3)
     mirrored = bool(rng.random() < augmentation.continue_edges)
-    lesion, scan = case.reach(plane)
     room = case.room(plane)
     # A stack that ends with its lesion would go on as a row of lesions.
     mirrored = mirrored and room.min() >= LEAST_ROOM_MM
@@ -210,54 +208,90 @@ def pick_view(
     varied = free or augmentation.ends or augmentation.trim or augmentation.elsewhere
     if not varied or case.mask is None:  # without a mask nobody knows what holds no lesion
         return view
-    ends = np.stack([np.full(3, -np.inf), np.full(3, np.inf)], axis=1)
-    near = rng.random((3, 2)) < augmentation.ends
-    margins = rng.uniform(*ENDS_MM, size=(3, 2)) * SIGNS
-    ends = np.where(near, lesion + margins, ends)
+    ends = _pick_ends(augmentation, case.reach(plane)[0], ENDS_MM, rng)
     beside = None
-    sides = [(axis, side) for axis in (1, 2) for side in (0, 1) if room[axis, side] >= ROOM_MM]
+    sides = _roomy(room, (1, 2))
     if sides and rng.random() < augmentation.elsewhere:
         axis, side = sides[int(rng.integers(len(sides)))]
         beside = axis, (-1, 1)[side]
-    sides = [(axis, side) for axis in range(3) for side in (0, 1) if room[axis, side] >= ROOM_MM]
+    sides = _roomy(room, (0, 1, 2))
     if sides and rng.random() < free:
-        axis, side = sides[int(rng.integers(len(sides)))]
-        sign = (-1, 1)[side]
-        # The lesion's outermost voxels are seen for half a voxel beyond them, as all is interpolated.
-        voxel = case.scan.spacing[AXES[plane][axis][0]]
-        face = lesion[axis, side] + sign * (voxel / 2 + rng.uniform(0.5, 3))
-        # The scan ends where the lesion would begin, or goes on there as its mirror image: that a scan ends says
-        # nothing of the lesion. The region's middle lies beyond, anywhere else in the scan.
-        folded = bool(rng.random() < FOLDED)
-        inner = np.clip(np.stack([scan[:, 0] + 8, scan[:, 1] - 8], axis=1), *_ordered(scan))
-        middle = rng.uniform(np.minimum(inner[:, 0], inner[:, 1]), np.maximum(inner[:, 0], inner[:, 1]))
-        middle[axis] = face + sign * rng.uniform(6, max(6.0, min(room[axis, side] - 8, 26)))
-        ends = np.stack([np.full(3, -np.inf), np.full(3, np.inf)], axis=1)
-        near = rng.random((3, 2)) < augmentation.ends
-        margins = rng.uniform(8, 28, size=(3, 2)) * SIGNS
-        ends = np.where(near, middle[:, None] + margins, ends)
-        if not folded:
-            ends[axis, 1 - side] = face
-        return replace(
-            view,
-            mirrored=False,
-            shift_mm=middle,
-            ends_mm=ends,
-            beside=(axis, sign) if axis and beside is not None else None,
-            fold=(axis, sign, face) if folded else None,
-            free=True,
-        )
+        return _without_lesion(augmentation, case, plane, rng, view, sides, beside is not None)
+    return _with_lesion(augmentation, case, plane, rng, view, ends, beside)
+
+
+def _roomy(room: np.ndarray, axes: Sequence[int]) -> list[tuple[int, int]]:
+    """(axis, 0 or 1 for below or above) where there is enough tissue beside the lesion for a view without it."""
+    return [(axis, side) for axis in axes for side in (0, 1) if room[axis, side] >= ROOM_MM]
+
+
+def _pick_ends(
+    augmentation: Augmentation, faces: np.ndarray, margin_mm: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """[3, 2], where the scan ends: now and then by a random margin below and above faces [3, 2], else nowhere."""
+    near = rng.random((3, 2)) < augmentation.ends
+    return np.where(near, faces + rng.uniform(*margin_mm, size=(3, 2)) * SIGNS, SIGNS * np.inf)
+
+
+def _with_lesion(
+    augmentation: Augmentation,
+    case: LoadedCase,
+    plane: Plane,
+    rng: np.random.Generator,
+    view: View,
+    ends: np.ndarray,
+    beside: tuple[int, int] | None,
+) -> View:
+    """A view of the lesion, or of a part of it, whose scan ends where `ends` says unless its tissue goes on."""
     if rng.random() < augmentation.trim:
         side = int(rng.integers(2))
         left = rng.uniform(1 / 3, 1)
-        low, high = lesion[0]
+        low, high = case.reach(plane)[0][0]
         ends[0, side] = low + left * (high - low) if side else high - left * (high - low)
         return replace(view, mirrored=False, ends_mm=ends, beside=beside)
-    return replace(view, ends_mm=None if mirrored else ends, beside=None if mirrored else beside)
+    return view if view.mirrored else replace(view, ends_mm=ends, beside=beside)
 
 
-def _ordered(scan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return scan[:, :1], scan[:, 1:]
+def _without_lesion(
+    augmentation: Augmentation,
+    case: LoadedCase,
+    plane: Plane,
+    rng: np.random.Generator,
+    view: View,
+    sides: Sequence[tuple[int, int]],
+    filled: bool,
+) -> View:
+    """A view of tissue beside the lesion, on one of the sides where there is room.
+
+    The scan ends where the lesion would begin, or goes on there as its mirror image: that a scan ends says nothing of
+    the lesion. The region's middle lies beyond, anywhere else in the scan.
+
+    Args:
+        filled: whether slices beyond the scan's ends show tissue from beside, where that side is within the slice.
+    """
+    lesion, scan = case.reach(plane)
+    axis, side = sides[int(rng.integers(len(sides)))]
+    sign = (-1, 1)[side]
+    # The lesion's outermost voxels are seen for half a voxel beyond them, as all is interpolated.
+    voxel = case.scan.spacing[AXES[plane][axis][0]]
+    face = lesion[axis, side] + sign * (voxel / 2 + rng.uniform(0.5, 3))
+    folded = bool(rng.random() < FOLDED)
+    inner = np.sort(np.clip(scan - SIGNS * INNER_MM, scan[:, :1], scan[:, 1:]), axis=1)
+    middle = rng.uniform(inner[:, 0], inner[:, 1])
+    farthest = min(case.room(plane)[axis, side] - INNER_MM, FREE_MM[1])
+    middle[axis] = face + sign * rng.uniform(FREE_MM[0], max(FREE_MM[0], farthest))
+    ends = _pick_ends(augmentation, middle[:, None], FREE_ENDS_MM, rng)
+    if not folded:
+        ends[axis, 1 - side] = face
+    return replace(
+        view,
+        mirrored=False,
+        shift_mm=middle,
+        ends_mm=ends,
+        beside=(axis, sign) if axis and filled else None,
+        fold=(axis, sign, face) if folded else None,
+        free=True,
+    )
 
 
 def draw(
@@ -338,9 +372,6 @@ def cut(
         inside = inside & (ended.all(dim=-1) | filled[:, None, None])
     padding = padding & ~filled
     inside = inside & ~padding[:, None, None]
-    if augmentation.crop_mm and not view.mirrored:
-        kept = _within(index, region, spacing, augmentation.crop_mm / 2)
-        inside, padding = inside & kept.all(dim=-1), padding | ~kept[:, 0, 0, 0]
     task = case.task
     if task.normalisation == "clamp":
         assert task.clamp is not None
@@ -497,12 +528,6 @@ def _between(index: Tensor, region: Region, spacing: list[float], ends_mm: np.nd
     at = (index - middle) * torch.tensor(spacing, dtype=torch.float32)
     low, high = torch.from_numpy(ends_mm.T.astype(np.float32))
     return (at >= low) & (at <= high)
-
-
-def _within(index: Tensor, region: Region, spacing: list[float], reach_mm: float) -> Tensor:
-    """bool [D, H, W, 3]: which indices lie at most so far from the region's middle, along each axis."""
-    middle = torch.tensor([float(p[0] + p[-1]) / 2 for p in region.positions])
-    return (index - middle).abs() * torch.tensor(spacing, dtype=torch.float32) <= reach_mm
 
 
 def inside_slices(index: Tensor, count: int, mirrored: bool) -> Tensor:

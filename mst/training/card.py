@@ -59,7 +59,7 @@ Trained on {metrics["n_trained_on"]} cases ({_counts(metrics["labels_trained_on"
 
 ## Training
 
-{_procedure(config)}
+{_procedure(config, real="simulated_test" not in metrics)}
 
 ## Figures
 
@@ -116,12 +116,18 @@ def _around(model: ScanClassifier) -> str:
     )
 
 
-def _procedure(config: dict[str, Any]) -> str:
-    """One paragraph a stage, the earliest first."""
+def _procedure(config: dict[str, Any], real: bool = True) -> str:
+    """One paragraph a stage, the earliest first.
+
+    Args:
+        real: whether there were real cases; else all training was on simulated ones, whatever the config says.
+    """
     training = config["training"]
     before = config.get("pretraining")
-    paragraphs = [_procedure(before)] if before else []
+    paragraphs = [_procedure(before, real)] if before else []
     shares = {"real": 1.0, "simulated": 0.0} | config.get("shares", {})
+    if not real:
+        shares = {"real": 0.0, "simulated": 1.0}
     on = {
         (True, False): "the real cases",
         (False, True): f"{config.get('simulated', {}).get('cases', 0):,} simulated cases",
@@ -132,59 +138,25 @@ def _procedure(config: dict[str, Any]) -> str:
     expected = (
         " (of simulated cases, what readers give such a nodule on average)" if shares["simulated"] > 0 else ""
     )
-    if config["kind"] == "encoder":
-        if config.get("objective", "dense") == "masked":
-            share = f"{config.get('hidden', 0.6):.0%}"
-            task = f"to tell the pixels of hidden patches ({share} of all) from the others, without any label"
-        else:
-            ratings = ", ".join(["its size", *config.get("ratings", {})])
-            task = (
-                "to tell which patches hold the lesion, whether the slice shows it, and what was rated of it "
-                f"({ratings}). The lesions' masks were used for that alone; no loss was put on the attention or on any "
-                "saliency map"
-            )
-        paragraphs.append(
-            f"The 2D encoder, on {on}, {training['steps']} steps of {training['batch']} x {config.get('slices', 8)} "
-            f"slices with AdamW ({rates}): single slices in all three planes, {task}."
-        )
-    else:
-        paragraphs.append(
-            f"The whole model, on {on}: soft labels from the rating of malignancy{expected}, "
-            f"{training['steps']} steps of {training['batch']} volumes with AdamW ({rates}), random shifts, turns, "
-            "flips, magnification and noise."
-        )
-        if beside := config.get("dense"):
-            ratings = ", ".join(["its size", *beside.get("ratings", {})])
-            paragraphs[-1] += (
-                " Beside that its encoder learnt to tell from single slices which patches hold the lesion, whether the "
-                f"slice shows it, and what was rated of it ({ratings})"
-                + (
-                    ", and the whole model to tell the same ratings of the scan"
-                    if beside.get("scan_weight")
-                    else ""
-                )
-                + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
-                "map."
-            )
-        if teacher := config.get("teacher"):
-            paragraphs[-1] += _taught(teacher)
-        if kept := config.get("average"):
-            place = "half-way" if kept == 0.5 else f"{kept:.0%} of the way"
-            paragraphs[-1] += (
-                f" The weights shipped lie {place} from those before this step to those after it."
-            )
-    return "\n\n".join(paragraphs)
-
-
-def _taught(teacher: dict[str, Any]) -> str:
-    taught_by = teacher["config"]
-    alone = ({"real": 1.0} | taught_by.get("shares", {}))["real"] == 0
-    return (
-        f" A 3D ResNet trained before{' on simulated cases alone' if alone else ''} ({taught_by['name']}) was its "
-        f"teacher (knowledge distillation): the targets are {teacher['trust']:.0%} the ResNet's answer with the lesion "
-        "in the middle."
-        + (" The model learnt to tell the ResNet's last features too." if teacher.get("features") else "")
+    paragraphs.append(
+        f"The whole model, on {on}: soft labels from the rating of malignancy{expected}, "
+        f"{training['steps']} steps of {training['batch']} volumes with AdamW ({rates}), random shifts, turns, "
+        "flips, magnification and noise."
     )
+    if beside := config.get("dense"):
+        ratings = ", ".join(["its size", *beside.get("ratings", {})])
+        paragraphs[-1] += (
+            " Beside that its encoder learnt to tell from single slices which patches hold the lesion, whether the "
+            f"slice shows it, and what was rated of it ({ratings})"
+            + (
+                ", and the whole model to tell the same ratings of the scan"
+                if beside.get("scan_weight")
+                else ""
+            )
+            + ". The lesions' masks were used for that alone; no loss was put on the attention or on any saliency "
+            "map."
+        )
+    return "\n\n".join(paragraphs)
 
 
 def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
@@ -193,12 +165,6 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
         if test := metrics.get("simulated_test"):
             text += (
                 f" On other simulated cases the AUC is {test['auc']:.2f}, which says nothing about real ones."
-            )
-        if cost := metrics.get("cost"):
-            text += (
-                " What that costs was measured on real cases with the checkpoint of the same name: AUC "
-                f"{cost['auc_simulated_alone']:.2f} after simulated cases alone, {cost['auc_with_real_cases']:.2f} "
-                "with real ones."
             )
         return text
     low, high = metrics["auc_ci95"]
@@ -214,14 +180,6 @@ def _figures(metrics: dict[str, Any], classes: list[str]) -> str:
             (
                 "Brier score, calibrated (and before; always saying the share of malignant cases)",
                 f"{found['brier']:.3f} ({found['brier_uncalibrated']:.3f}; {_constant_brier(metrics, classes):.3f})",
-            )
-        )
-    if before := metrics.get("simulated_alone"):
-        low_before, high_before = before["auc_ci95"]
-        rows.append(
-            (
-                "AUC on the real cases before any of them was trained on",
-                f"{before['auc']:.2f} (95% CI {low_before:.2f} to {high_before:.2f})",
             )
         )
     for key, name in (

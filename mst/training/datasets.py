@@ -28,7 +28,6 @@ from mst.training.augment import (
     slice_range,
 )
 from mst.training.cases import LoadedCase
-from mst.training.teacher import Teacher
 
 MAX_DIAMETER_MM = 40.0  # lesions of this size and larger count as 1
 NOWHERE = -1e4  # a slice's index along D where there is no scan
@@ -58,35 +57,6 @@ def dataset_weights(names: list[str]) -> np.ndarray:
     exponent of 0.5, as for languages: Arivazhagan et al., arXiv 1907.05019).
     """
     return np.array([names.count(name) ** -0.5 for name in names])
-
-
-class _Draws(Dataset):
-    def __init__(
-        self,
-        cases: list[LoadedCase],
-        grid: dict[str, Any],
-        augmentation: Augmentation,
-        count: int,
-        seed: int,
-        weights: np.ndarray | None,
-    ) -> None:
-        self.cases, self.grid, self.augmentation, self.count, self.seed = (
-            cases,
-            grid,
-            augmentation,
-            count,
-            seed,
-        )
-        self.intensity = augmentation.intensity()
-        weights = np.ones(len(cases)) if weights is None else weights
-        self.weights = weights / weights.sum()
-
-    def __len__(self) -> int:
-        return self.count
-
-    def _start(self, index: int) -> tuple[LoadedCase, np.random.Generator]:
-        rng = np.random.default_rng([self.seed, index])
-        return self.cases[int(rng.choice(len(self.cases), p=self.weights))], rng
 
 
 def rating_targets(case: LoadedCase, view: View, ratings: dict[str, list[float]]) -> Tensor:
@@ -136,7 +106,7 @@ class DenseTargets:
         }
 
 
-class VolumeDraws(_Draws):
+class VolumeDraws(Dataset):
     """Volumes for a classifier.
 
     Args:
@@ -152,8 +122,6 @@ class VolumeDraws(_Draws):
             them too.
         dense: gives the targets of the dense objective as well; None: it is not trained for.
         ratings: without `dense`, gives `rating_targets` of these as well; None: they are not trained for.
-        teacher: answers each sample too; None: there is none.
-        trust: how much its answer weighs in the target beside the case's own.
         free: share of the samples that hold no lesion.
         focus: share of the kept slices that lie where the lesion is.
         window: patches a side of the part of each slice that a sample shows; None: the whole slice. A ViT's other
@@ -174,27 +142,31 @@ class VolumeDraws(_Draws):
         whole: bool = False,
         dense: DenseTargets | None = None,
         ratings: dict[str, list[float]] | None = None,
-        teacher: Teacher | None = None,
-        trust: float = 0.0,
         free: float = 0.0,
         focus: float = 0.0,
         window: int | None = None,
         patch: int = 14,
     ) -> None:
-        super().__init__(cases, grid, augmentation, count, seed, weights)
+        self.cases, self.grid, self.count, self.seed = cases, grid, count, seed
+        self.augmentation, self.intensity = augmentation, augmentation.intensity()
+        weights = np.ones(len(cases)) if weights is None else weights
+        self.weights = weights / weights.sum()
         self.keep_slices, self.whole, self.dense, self.ratings = keep_slices, whole, dense, ratings
-        self.teacher, self.trust = teacher, trust
         self.free, self.focus, self.window, self.patch = free, focus, window, patch
+
+    def __len__(self) -> int:
+        return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
         With `dense`, `ratings` or `free`, "target" is called "probability"; their targets are there too. With
-        `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept. A teacher may add
-        "features". With `free` there is "lesion", 1 or 0, whether the sample holds one; with `window` "corner",
-        int64 [2], the row and column of its first patch.
+        `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept. With `free` there
+        is "lesion", 1 or 0, whether the sample holds one; with `window` "corner", int64 [2], the row and column of its
+        first patch.
         """
-        case, rng = self._start(index)
+        rng = np.random.default_rng([self.seed, index])
+        case = self.cases[int(rng.choice(len(self.cases), p=self.weights))]
         plane = pick_plane(self.augmentation, case, rng)
         view = pick_view(self.augmentation, case, plane, rng, self.free)
         slices = kept = None
@@ -217,14 +189,6 @@ class VolumeDraws(_Draws):
             found["lesion"] = torch.tensor(float(not view.free))
         if kept is not None:
             found |= {"padding_mask": sample.padding[kept], "kept": torch.from_numpy(kept)}
-        if self.teacher is not None:
-            # Nobody is asked what kind of lesion there is where there is none.
-            features = torch.zeros(self.teacher.width) if self.teacher.width else None
-            if not view.free:
-                answer, features = self.teacher.answer(case, plane, self.augmentation, view)
-                target = torch.lerp(target, answer, self.trust)
-            if features is not None:
-                found["features"] = features
         if self.dense is not None:
             return {**found, "probability": target, **self.dense.of(case, sample, kept)}
         if self.ratings is not None:
@@ -309,45 +273,3 @@ class ValidationVolumes(Dataset):
             "padding_mask": padding if given.padding_mask is None else given.padding_mask[0],
             "target": torch.tensor(float(case.case.label == case.task.classes[-1])),
         }
-
-
-class SliceDraws(_Draws):
-    """Slices for the encoder, with dense targets or with an order in which patches are hidden.
-
-    Args:
-        cases, grid, augmentation, count, seed, weights: as in `VolumeDraws`.
-        dense: the targets.
-        slices: slices a sample, all of one case and plane.
-        masked: gives the order instead of the targets.
-    """
-
-    def __init__(
-        self,
-        cases: list[LoadedCase],
-        grid: dict[str, Any],
-        augmentation: Augmentation,
-        count: int,
-        dense: DenseTargets,
-        slices: int = 8,
-        seed: int = 0,
-        weights: np.ndarray | None = None,
-        masked: bool = False,
-    ) -> None:
-        super().__init__(cases, grid, augmentation, count, seed, weights)
-        self.dense, self.slices, self.masked = dense, slices, masked
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """{"slices": float32 [S, 1, H, W]} and `DenseTargets.of`, or {"order": float32 [S, h, w], random}."""
-        case, rng = self._start(index)
-        plane = pick_plane(self.augmentation, case, rng)
-        depth = len(case.region(plane, self.grid).positions[0])
-        # Half of the slices are close to the middle, where lesions are; the others lie anywhere.
-        near = rng.random(self.slices) < 0.5
-        spread = np.where(near, depth / 5, depth / 2)
-        slices = (depth - 1) / 2 + rng.uniform(-1, 1, self.slices) * spread
-        sample = draw(case, self.grid, plane, self.augmentation, self.intensity, rng, slices, with_mask=True)
-        found = {"slices": sample.volume[:, None]}
-        if not self.masked:
-            return {**found, **self.dense.of(case, sample)}
-        patches = (self.slices, *(size // self.dense.patch for size in sample.volume.shape[1:]))
-        return {**found, "order": torch.from_numpy(rng.random(patches, dtype=np.float32))}

@@ -211,16 +211,14 @@ def cut_beside(case: LoadedCase, rng: np.random.Generator, keep: bool) -> tuple[
     else:
         start[axis] = last[axis] + 1 + steps if side else first[axis] - steps
     start, stop = start.clip(0), stop.clip(None, case.scan.shape)
-    voxels = case.scan.voxels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
-    affine = case.scan.affine.copy()
-    affine[:3, 3] = case.scan.voxel_to_world(start)
+    part = case.scan.cropped(start, stop)
     if keep:
-        return Scan(voxels, affine), np.asarray(case.center)
+        return part, np.asarray(case.center)
     size = (stop - start) * spacing
     place = size * rng.uniform(0.3, 0.7, 3)
     depth = rng.uniform(BESIDE_MM[0], min(BESIDE_MM[1], size[axis] - BESIDE_MM[0]))
     place[axis] = depth if side else size[axis] - depth
-    return Scan(voxels, affine), case.scan.voxel_to_world(start + place / spacing - 0.5)
+    return part, part.voxel_to_world(place / spacing - 0.5)
 
 
 def place_without_lesion(
@@ -251,11 +249,9 @@ def cut_to_lesion(case: LoadedCase) -> Scan:
     assert case.mask is not None
     axis = AXES[case.task.plane][0][0]
     shown = np.flatnonzero(case.mask.any(axis=tuple(a for a in range(3) if a != axis)))
-    start = np.zeros(3, int)
-    start[axis] = shown[0]
-    affine = case.scan.affine.copy()
-    affine[:3, 3] = case.scan.voxel_to_world(start)
-    return Scan(case.scan.voxels.take(np.arange(shown[0], shown[-1] + 1), axis=axis), affine)
+    start, stop = np.zeros(3, int), np.array(case.scan.shape)
+    start[axis], stop[axis] = shown[0], shown[-1] + 1
+    return case.scan.cropped(start, stop)
 
 
 def lesion_probability(logits: torch.Tensor | None) -> float:

@@ -1,26 +1,24 @@
 """What a model is trained for: modules whose forward pass takes a batch and gives its loss.
 
-Dense: from the tokens of single slices, tell which patches hold the lesion, whether the slice shows one, and how the
-lesion was rated. It teaches an encoder of a million weights from few cases, since every patch of every slice in every
-plane is an example. Masked: tell what was in patches that are hidden; it needs no labels at all. No loss ever looks at
-an attention map.
+Beside the classes, a slice transformer can be trained for the dense objective: from the tokens of single slices, tell
+which patches hold the lesion, whether the slice shows one, and how the lesion was rated. It teaches much from few
+cases, since every patch of every slice in every plane is an example. No loss ever looks at an attention map.
 """
 
 from __future__ import annotations
-
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from mst.models.base import ScanClassifier
-from mst.models.encoders import Encoder, build_encoder, encode_tokens, registers
+from mst.models.encoders import Encoder, encode_tokens, registers
 from mst.models.slice_transformer import SliceTransformer
 from mst.models.slices import kept_slices, on_all_slices
 from mst.training import processes
 
 MIN_AREA = 0.002  # share of a slice that a lesion must fill for the slice to count as showing it
+PATCH_WEIGHT = 4.0  # of patches that hold lesion against those that do not, as they are few
 
 
 class DenseHeads(nn.Module):
@@ -29,16 +27,14 @@ class DenseHeads(nn.Module):
     Args:
         encoder: whose tokens they take.
         ratings: how many ratings are predicted (the diameter included).
-        patch_weight: weight of patches that hold lesion against those that do not, as they are few.
     """
 
-    def __init__(self, encoder: Encoder, ratings: int, patch_weight: float = 4.0) -> None:
+    def __init__(self, encoder: Encoder, ratings: int) -> None:
         super().__init__()
         width = int(encoder.config.hidden_size)
         self.first_patch = 1 + registers(encoder)
         self.patch_head = nn.Linear(width, 1 + ratings)
         self.slice_head = nn.Linear(width, 1 + ratings)
-        self.register_buffer("patch_weight", torch.tensor(patch_weight), persistent=False)
 
     def forward(
         self, tokens: Tensor, patches: Tensor, area: Tensor, ratings: Tensor, padding: Tensor | None = None
@@ -57,7 +53,7 @@ class DenseHeads(nn.Module):
         there = slice(None) if padding is None else ~padding.flatten()
         share = patches.flatten(0, 1).flatten(1)[there]
         shown = (area > MIN_AREA).flatten()[there]
-        loss = cross_entropy(patch_logits[..., 0], share, pos_weight=torch.as_tensor(self.patch_weight))
+        loss = cross_entropy(patch_logits[..., 0], share, pos_weight=share.new_tensor(PATCH_WEIGHT))
         loss = loss + cross_entropy(slice_logits[:, 0], shown.float())
         targets = ratings[:, None].expand(-1, area.shape[1], -1).flatten(0, 1)[there]
         known, targets = ~targets.isnan(), targets.nan_to_num()
@@ -67,72 +63,6 @@ class DenseHeads(nn.Module):
         targets = targets[:, None].expand(-1, share.shape[1], -1)
         each = cross_entropy(patch_logits[..., 1:], targets, reduction="none")
         return loss + _mean(each, share[..., None] * known[:, None])
-
-
-class DensePretraining(nn.Module):
-    """An encoder with heads for the dense objective.
-
-    Args:
-        encoder: settings, see `mst.models.encoders.build_encoder`.
-        ratings, patch_weight: see `DenseHeads`.
-        class_layers: see `mst.models.encoders.encode_tokens`.
-    """
-
-    def __init__(
-        self,
-        encoder: dict[str, Any],
-        ratings: int,
-        patch_weight: float = 4.0,
-        class_layers: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.encoder = build_encoder(encoder)
-        self.class_layers = class_layers
-        self.heads = DenseHeads(self.encoder, ratings, patch_weight)
-
-    def forward(self, slices: Tensor, patches: Tensor, area: Tensor, ratings: Tensor) -> Tensor:
-        """The loss of slices float32 [B, S, 1, H, W]; the others as in `DenseHeads`."""
-        tokens = encode_tokens(self.encoder, slices.flatten(0, 1), self.class_layers)
-        return self.heads(tokens, patches, area, ratings)
-
-
-class MaskedPretraining(nn.Module):
-    """An encoder that learns to tell the pixels of hidden patches from the others, without any label.
-
-    A part of the patches is replaced by DINOv2's own mask token; a linear layer predicts their pixels, and the loss is
-    the mean absolute error there (SimMIM: Xie et al., arXiv 2111.09886; after MAE: He et al., arXiv 2111.06377).
-
-    Args:
-        encoder: settings, see `mst.models.encoders.build_encoder`.
-        hidden: share of the patches that are hidden.
-        class_layers: see `mst.models.encoders.encode_tokens`.
-    """
-
-    def __init__(self, encoder: dict[str, Any], hidden: float = 0.6, class_layers: int | None = None) -> None:
-        super().__init__()
-        self.encoder = build_encoder(encoder)
-        self.hidden, self.class_layers = hidden, class_layers
-        self.patch = cast(int, self.encoder.config.patch_size)
-        self.first_patch = 1 + registers(self.encoder)
-        self.pixel_head = nn.Linear(int(self.encoder.config.hidden_size), self.patch**2)
-
-    def forward(self, slices: Tensor, order: Tensor) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            slices: float32 [B, S, 1, H, W].
-            order: float32 [B, S, h, w], random numbers: the patches with the lowest are hidden.
-        """
-        pixels = slices.flatten(0, 1)
-        rank = order.flatten(0, 1).flatten(1)
-        masked = rank.argsort(dim=1).argsort(dim=1) < round(self.hidden * rank.shape[1])
-        tokens = encode_tokens(self.encoder, pixels, self.class_layers, masked)[:, self.first_patch :]
-        size = self.patch
-        rows, columns = pixels.shape[-2] // size, pixels.shape[-1] // size
-        wanted = (
-            pixels.reshape(-1, rows, size, columns, size).transpose(2, 3).reshape(-1, rows * columns, size**2)
-        )
-        return _mean((self.pixel_head(tokens) - wanted).abs(), masked[..., None].expand_as(wanted))
 
 
 class ClassTraining(nn.Module):
@@ -179,10 +109,7 @@ class JointTraining(nn.Module):
         model: trained in place.
         ratings: how many ratings the dense objective predicts.
         weight: of the dense objective.
-        patch_weight: see `DenseHeads`.
         scan_weight: of telling the ratings from the scan's vector; 0: it is not asked.
-        features: how many features of a teacher there are, see `mst.training.teacher`.
-        feature_weight: of telling them from the scan's vector; 0: it is not asked.
     """
 
     def __init__(
@@ -190,17 +117,13 @@ class JointTraining(nn.Module):
         model: SliceTransformer,
         ratings: int,
         weight: float = 0.5,
-        patch_weight: float = 4.0,
         scan_weight: float = 0.0,
-        features: int = 0,
-        feature_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
-        self.heads = DenseHeads(model.encoder, ratings, patch_weight)
+        self.heads = DenseHeads(model.encoder, ratings)
         self.scan_head = nn.Linear(model.linear.in_features, ratings) if scan_weight else None
-        self.feature_head = nn.Linear(model.linear.in_features, features) if feature_weight else None
-        self.weight, self.scan_weight, self.feature_weight = weight, scan_weight, feature_weight
+        self.weight, self.scan_weight = weight, scan_weight
 
     def heads_state(self) -> dict[str, Tensor]:
         """The weights of all that is not the model."""
@@ -213,19 +136,11 @@ class JointTraining(nn.Module):
     def load_heads(self, state: dict[str, Tensor]) -> None:
         """Takes what `heads_state` gave; the model stays as it is.
 
-        The head for a teacher's features is left out where it is not needed, and stays as it is where it is not given.
-
         Raises:
             RuntimeError: they are heads for other questions.
         """
-        own = self.state_dict()
-        kept = {name: value for name, value in own.items() if name.startswith(("model.", "feature_head."))}
-        given = {
-            name: value
-            for name, value in state.items()
-            if name in own or not name.startswith("feature_head.")
-        }
-        self.load_state_dict(kept | given)
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("model.")}
+        self.load_state_dict(own | state)
 
     def forward(
         self,
@@ -236,7 +151,6 @@ class JointTraining(nn.Module):
         area: Tensor,
         ratings: Tensor,
         kept: Tensor | None = None,
-        features: Tensor | None = None,
         lesion: Tensor | None = None,
         corner: Tensor | None = None,
     ) -> Tensor:
@@ -248,7 +162,6 @@ class JointTraining(nn.Module):
             probability: float32 [B], of the last of two classes.
             patches, area, ratings: as in `DenseHeads`, of the slices that are kept.
             kept: int64 [B, S], which of the volume's slices the encoder is given; None: all.
-            features: float32 [B, F], of the teacher; needed where they are asked.
             lesion: float32 [B], 1 where there is a lesion at all; what kind it is is asked of these alone. None: all.
             corner: int64 [B, 2], see `encode_tokens`; None: slices are whole.
         """
@@ -262,11 +175,6 @@ class JointTraining(nn.Module):
         scan = self.model.fuse_slices(on_all_slices(tokens[:, 0], given, padding_mask), padding_mask)
         loss = class_loss(self.model, scan, probability, lesion)
         loss = loss + self.weight * self.heads(tokens, patches, area, ratings, padding_mask)
-        if self.feature_head is not None:
-            assert features is not None
-            apart = (self.feature_head(scan) - features) ** 2
-            there = torch.ones_like(probability) if lesion is None else lesion
-            loss = loss + self.feature_weight * _mean(apart, there[:, None])
         if self.scan_head is None:
             return loss
         return loss + self.scan_weight * rating_loss(self.scan_head(scan), ratings)

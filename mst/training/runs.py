@@ -2,8 +2,8 @@
 
 A run lies in runs/<name>/<part>/, the part being "all" (every case) or "fold-0" to "fold-4" (all cases but that
 fold's). Whatever sees real cases is repeated for each fold, so that what a fold's model is tested on was seen by no
-part of it. What is trained on simulated cases alone is shared by all folds (the part "simulated"); their outlines are
-of other patients, as far as can be told (`mst.data.outlines.matching_patients`).
+part of it. The outlines of simulated cases are of other patients than the real ones, as far as can be told
+(`mst.data.outlines.matching_patients`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from mst.familiar import fit_vectors, measure, spans
 from mst.files import write_whole
 from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError
-from mst.models.loading import ARCHITECTURES, METRICS, checkpoint_metrics, load_model, save_model
+from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
 from mst.models.packaged import pretrained_encoder
-from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.saliency import explain
 from mst.tasks import Grid, get_task
@@ -44,7 +43,6 @@ from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
 from mst.training.datasets import (
     DenseTargets,
-    SliceDraws,
     ValidationVolumes,
     VolumeDraws,
     balanced,
@@ -52,16 +50,15 @@ from mst.training.datasets import (
     reader_weights,
 )
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
-from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
+from mst.training.objectives import ClassTraining, JointTraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
 from mst.training.table import read_folds, table
-from mst.training.teacher import Teacher
 from mst.training.trainer import best_evaluation, fit
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-ENCODER, PREDICTIONS, DONE = "encoder.safetensors", "predictions.csv", "done.json"
+PREDICTIONS, DONE = "predictions.csv", "done.json"
 HEADS = "heads.safetensors"  # of what an MST learnt beside its classes, for the run that goes on from there
-ALL, SIMULATED, ALONE = "all", "simulated", "simulated-alone"
+ALL, ALONE = "all", "simulated-alone"
 REMEMBERED = 300  # training cases that tell what is familiar to a model
 WIDEST = 2048  # vectors whose covariance is kept
 TIMED = 3  # answers of which the median tells what one costs
@@ -93,7 +90,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config["file"] = path.name
     if isinstance(config.get("pretraining"), str):
         config["pretraining"] = load_config(path.parent / config["pretraining"])
-    _load_teacher(config, path.parent)
     if config["kind"] == "study":
         steps = [str(step).split() for step in config["steps"]]
         config["steps"] = [load_config(path.parent / name, changes) for name, *changes in steps]
@@ -108,16 +104,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         section[last] = yaml.safe_load(value)
         if last == "pretraining" and section[last]:
             section[last] = load_config(path.parent / str(section[last]))
-        _load_teacher(config, path.parent)
     check_config(config)
     return config
-
-
-def _load_teacher(config: Config, folder: Path) -> None:
-    """Puts the config that a config's `teacher` names in the place of its name."""
-    teacher = config.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("config"), str):
-        teacher["config"] = load_config(folder / teacher["config"])
 
 
 class _EachOnce(yaml.SafeLoader):
@@ -272,12 +260,10 @@ class Study:
         Raises:
             TrainingError: the folder holds a run with other settings or other cases.
         """
-        shared = config.get("shares", {}).get("real", 1.0) == 0
-        folder = self.runs / config["name"] / (SIMULATED if shared else part)
+        folder = self.runs / config["name"] / part
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "settings.json"
-        # A shared run sees no real case, but its simulated ones depend on which real ones there are.
-        names = [case.name for case in (self.cases if shared else self.part_manifest(part)[0])]
+        names = [case.name for case in self.part_manifest(part)[0]]
         wanted = {"config": _relevant(config), "cases": _digest([*names, *sorted(self.held_out)])}
         if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")) != wanted:
             raise TrainingError(
@@ -336,9 +322,6 @@ def run(
     written = []
     for part in parts:
         for step in steps:
-            if step["kind"] == "encoder":
-                train_encoder(study, step, part)
-                continue
             model = train_classifier(study, step, part)
             if part == ALL:
                 # What no real case has tested never takes the place of what was.
@@ -348,7 +331,7 @@ def run(
                     publish(study, step, model, target, command)
                 written.append(target)
     if processes.is_main():
-        print_table(study, [step for step in steps if step["kind"] == "classifier"])
+        print_table(study, steps)
     return written
 
 
@@ -360,51 +343,10 @@ def print_table(study: Study, configs: Sequence[Config]) -> None:
         print(f"\n{table(whole, study.task.classes)}\n", flush=True)
 
 
-def train_encoder(study: Study, config: Config, part: str) -> Path:
-    """Pre-trains the 2D encoder on a part's training cases; returns the file of its weights."""
-    before = train_encoder(study, config["pretraining"], part) if config.get("pretraining") else None
-    folder, done = study.folder(config, part)
-    if done:
-        return folder / ENCODER
-    print(f"{config['name']} {folder.name}", flush=True)
-    training, seed = config["training"], int(config.get("seed", 0))
-    ratings = config.get("ratings", {})
-    set_seed(seed)
-    model: DensePretraining | MaskedPretraining
-    if config.get("objective", "dense") == "masked":
-        model = MaskedPretraining(config["encoder"], config.get("hidden", 0.6), config.get("class_layers"))
-    else:
-        model = DensePretraining(
-            config["encoder"], len(ratings) + 1, config.get("patch_weight", 4.0), config.get("class_layers")
-        )
-    if before is not None:
-        model.encoder.load_state_dict(load_file(before))
-    cases, weights = study.training_cases(config, part)
-    samples = SliceDraws(
-        cases,
-        config["grid"],
-        Augmentation.from_config(config.get("augment")),
-        TrainingSettings.from_config(training).samples,
-        DenseTargets(config["encoder"]["patch_size"], ratings),
-        slices=config.get("slices", 8),
-        seed=seed,
-        weights=weights,
-        masked=isinstance(model, MaskedPretraining),
-    )
-    log = fit(model, samples, folder, training, seed)
-    if processes.is_main():
-        weights_file = save({key: value.contiguous() for key, value in model.encoder.state_dict().items()})
-        write_whole(folder / ENCODER, weights_file)
-        _write_json({"log": log}, folder / DONE)
-    processes.wait()
-    return folder / ENCODER
-
-
 def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     """Trains a classifier on a part's training cases, and predicts the held-out ones into predictions.csv."""
     before = config.get("pretraining")
-    encoder = train_encoder(study, before, part) if before and before["kind"] == "encoder" else None
-    first = train_classifier(study, before, part) if before and before["kind"] == "classifier" else None
+    first = train_classifier(study, before, part) if before else None
     folder, done = study.folder(config, part)
     if done:
         model = load_model(folder / "model")
@@ -414,13 +356,8 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
             save_model(model, folder / "model")
         _evaluate(study, config, model, part, folder)
         return model
-    teaching = config.get("teacher") or {}
-    taught_by = train_classifier(study, teaching["config"], part) if teaching else None
     print(f"{config['name']} {folder.name}", flush=True)
     cases, weights = study.training_cases(config, part)
-    teacher = None
-    if taught_by is not None:
-        teacher = Teacher(cast(ResNet3D, taught_by), cases if teaching.get("features") else ())
     training, seed = config["training"], int(config.get("seed", 0))
     set_seed(seed)
     model = build_model(config, study)
@@ -428,9 +365,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         # What was familiar to the model before is not what will be.
         weights_before = first.state_dict().items()
         model.load_state_dict({k: v for k, v in weights_before if not k.startswith("familiar_")})
-    if encoder is not None:
-        assert isinstance(model, SliceTransformer)
-        model.encoder.load_state_dict(load_file(encoder))
     free = float(config.get("free", 0.0))
     if free and model.lesion_head is None:
         raise TrainingError(
@@ -456,8 +390,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
             len(dense.ratings) + 1,
             beside.get("weight", 0.5),
             scan_weight=beside.get("scan_weight", 0.0),
-            features=teacher.width if teacher else 0,
-            feature_weight=teaching.get("features", 0.0),
         )
         if before and first is not None and _same_questions(config, before):
             # New heads would first spoil what the encoder has learnt, until they have learnt it themselves.
@@ -477,8 +409,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         whole=stem is not None,
         dense=dense,
         ratings=ratings,
-        teacher=teacher,
-        trust=teaching.get("trust", 0.0),
         free=free,
         focus=config.get("focus", 0.0),
         window=config.get("window"),
@@ -494,8 +424,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         ValidationVolumes(held_out, model.grid) if held_out else None,
     )
     model = model.cpu().eval()
-    if first is not None and (share := config.get("average")):
-        average_weights(model, first, share)
     if processes.is_main():
         remember(model, cases)
         save_model(model, folder / "model")
@@ -552,26 +480,12 @@ def remember(model: ScanClassifier, cases: Sequence[LoadedCase]) -> None:
     model.set_familiar({"limit": None, "spans": spans(measured)}, *fit_vectors(known))
 
 
-def average_weights(model: nn.Module, before: nn.Module, share: float) -> None:
-    """Moves a fine-tuned model's weights to where they weigh `share` of the mean with those it started from.
-
-    What few cases teach is kept and what many had taught is not lost (WiSE-FT: Wortsman et al., arXiv 2109.01903).
-    """
-    old = before.state_dict()
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(old[name].to(value), 1 - share)
-
-
 def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, folder: Path) -> None:
     """Predicts the cases that a run has not seen into predictions.csv, unless that is done already.
 
-    For a run on simulated cases alone these are all real cases; where there are none, other simulated cases.
+    Where there is no real case, these are other simulated cases.
     """
-    held_out = study.part_cases(ALL)[0] if folder.name == SIMULATED else study.part_cases(part)[1]
-    if not study.cases and folder.name != SIMULATED:
-        held_out = study.simulated_tests(_simulated(config))
+    held_out = study.part_cases(part)[1] if study.cases else study.simulated_tests(_simulated(config))
     if processes.is_main() and held_out and not has_rows(folder / PREDICTIONS):
         rows = predict_cases(model, held_out, datasets=study.datasets)
         write_rows(rows, folder / PREDICTIONS)
@@ -581,20 +495,12 @@ def _evaluate(study: Study, config: Config, model: ScanClassifier, part: str, fo
 def build_model(config: Config, study: Study) -> ScanClassifier:
     """The untrained model of a classifier's config.
 
-    What its pre-training gives is taken from there: an MST's encoder, or the whole model. Where `model.encoder` is a
-    name ("facebook/dinov2-small", or a folder), that pre-trained DINOv2 is put in with its weights, or its first
-    `model.encoder_layers` blocks alone.
+    With a pre-training it is that one's. Where `model.encoder` is a name ("facebook/dinov2-small", or a folder), that
+    pre-trained DINOv2 is put in with its weights, or its first `model.encoder_layers` blocks alone.
     """
-    before = config.get("pretraining") or {}
-    if before.get("kind") == "classifier":
+    if before := config.get("pretraining"):
         return build_model(before, study)
     settings = dict(config["model"])
-    if before:
-        if "encoder" in settings and settings["encoder"] != before["encoder"]:
-            raise TrainingError(
-                f"{config['file']}: model.encoder is not the encoder that {before['name']} trains."
-            )
-        settings["encoder"] = before["encoder"]
     weights = None
     try:
         if isinstance(settings.get("encoder"), str):
@@ -650,15 +556,8 @@ def publish(
         )
         metrics["protocol"] = (
             f"{study.folds}-fold cross-validation by patient, pooled over held-out cases ({_counted(study)}); what "
-            f"trains on real cases is "
-            f"repeated in each fold {how}"
-            + (
-                ", what trains on simulated ones alone is shared by all folds"
-                if _begins_simulated(config)
-                else ""
-            )
-            + ". The shipped weights were trained on all cases in the same way, so the figure is of the procedure, "
-            "not of these very weights."
+            f"trains on real cases is repeated in each fold {how}. The shipped weights were trained on all cases in "
+            "the same way, so the figure is of the procedure, not of these very weights."
         )
     if model.lesion_head is not None:
         # Without the folds nobody knows from when on a lesion is seen.
@@ -666,11 +565,6 @@ def publish(
             model.set_lesion_threshold(metrics["lesion"]["threshold"])
         else:
             model.drop_lesion_head()
-    before = config.get("pretraining") or {}
-    alone = study.runs / before.get("name", "") / SIMULATED / PREDICTIONS
-    if before.get("kind") == "classifier" and has_rows(alone):
-        found = summarise([read_rows(alone)], study.task.classes)
-        metrics["simulated_alone"] = {"auc": found["auc"], "auc_ci95": found["auc_ci95"]}
     if stopping and (best := best_evaluation(_read_log(study.runs / config["name"] / ALL))):
         metrics["early_stopping"] = {"step": best[0], "validation_auc": round(best[1], 4)}
     metrics |= {
@@ -700,29 +594,15 @@ def seconds(model: ScanClassifier, grid: Grid) -> dict[str, float]:
 
 
 def _without_real_cases(study: Study, config: Config) -> dict[str, Any]:
-    """Figures of a training on simulated cases alone: on other simulated cases, and what is known of its cost."""
+    """Figures of a training on simulated cases alone: on other simulated cases, which says nothing about real ones."""
     found = summarise([read_rows(study.runs / config["name"] / ALL / PREDICTIONS)], study.task.classes)
-    metrics: dict[str, Any] = {
+    print(f"{config['name']}: AUC on other simulated cases {found['auc']:.2f}", flush=True)
+    return {
         "protocol": "not evaluated on real cases: none was given, and the training was on simulated cases alone",
         "simulated_test": {
             key: found[key] for key in ("auc", "auc_ci95", *(k for k in found if k[:2] == "n_"))
         },
     }
-    shipped = CONFIGS.parent / "checkpoints" / config["name"] / METRICS
-    if shipped.is_file():
-        known = checkpoint_metrics(shipped.parent)
-        if known.get("auc") is not None and "simulated_alone" in known:
-            metrics["cost"] = {
-                "auc_with_real_cases": known["auc"],
-                "auc_simulated_alone": known["simulated_alone"]["auc"],
-            }
-            print(
-                f"{config['name']}: AUC on other simulated cases {found['auc']:.2f}. What that costs on real ones was "
-                f"measured where they are at hand: {known['simulated_alone']['auc']:.2f} after simulated cases alone, "
-                f"{known['auc']:.2f} with real ones (five folds).",
-                flush=True,
-            )
-    return metrics
 
 
 def _dataset(study: Study, config: Config) -> str:
@@ -761,14 +641,6 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def _begins_simulated(config: Config) -> bool:
-    """Whether a run goes on from one on simulated cases alone."""
-    before = config.get("pretraining")
-    if not before:
-        return False
-    return before.get("shares", {}).get("real", 1.0) == 0 or _begins_simulated(before)
-
-
 def _counted(study: Study) -> str:
     return " and ".join(f"{len(cases):,} of {name}" for name, cases in study.manifests.items())
 
@@ -792,8 +664,6 @@ def _relevant(config: Config) -> Config:
     kept = {key: value for key, value in config.items() if key not in idle}
     if kept.get("pretraining"):
         kept["pretraining"] = _relevant(kept["pretraining"])
-    if kept.get("teacher"):
-        kept["teacher"] = kept["teacher"] | {"config": _relevant(kept["teacher"]["config"])}
     if "training" in kept:
         kept["training"] = {k: v for k, v in kept["training"].items() if k not in IDLE}
     return json.loads(json.dumps(kept))

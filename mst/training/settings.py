@@ -111,24 +111,25 @@ def check_config(config: dict[str, Any]) -> None:
     Raises:
         TrainingError: the message names the file and the setting.
     """
-    teacher = config.get("teacher")
-    taught_by = teacher.get("config") if isinstance(teacher, dict) else None
-    for inner in (config.get("pretraining"), taught_by, *config.get("steps", [])):
+    before = config.get("pretraining")
+    for inner in (before, *config.get("steps", [])):
         if isinstance(inner, dict):
             check_config(inner)
     try:
         get_task(config.get("task", ""))
         if config["kind"] == "study":
             _known(config, "the config", {*_ANY, *_STUDY})
+            if not all(_trains(step) for step in config.get("steps", [])):
+                raise TrainingError("not every one of the steps is a config that trains a model.")
             return
-        if config["kind"] not in ("encoder", "classifier"):
-            raise TrainingError(f"the kind {config['kind']!r} is none of study, encoder or classifier.")
+        if config["kind"] != "classifier":
+            raise TrainingError(f"the kind {config['kind']!r} is neither study nor classifier.")
         TrainingSettings.from_config(config.get("training"))
-        _known(
-            config,
-            "the config",
-            {*_ANY, *_CLASSIFIER} if config["kind"] == "classifier" else {*_ANY, *_ENCODER},
-        )
+        _known(config, "the config", {*_ANY, *_CLASSIFIER})
+        if before and not _trains(before):
+            raise TrainingError("pretraining is no config that trains a model.")
+        if not before and "model" not in config:
+            raise TrainingError("the config lacks a model, or a pretraining that gives one.")
         Augmentation.from_config(config.get("augment"))
         if (dense := config.get("dense")) is not None:
             _check_ratings(dense, "dense", ("weight", "scan_weight"))
@@ -136,19 +137,16 @@ def check_config(config: dict[str, Any]) -> None:
             _check_ratings(scan_ratings, "scan_ratings", ("weight",))
             if dense is not None:
                 raise TrainingError("scan_ratings and dense exclude each other: dense has a scan_weight.")
-        if teacher is not None:
-            _check_teacher(teacher, config.get("dense"))
         if config.get("window") and (config.get("dense") is None or "stem" in (config.get("model") or {})):
             raise TrainingError("window needs dense, and a model without a stem.")
         if config.get("focus") and not config.get("keep_slices"):
             raise TrainingError("focus is of the slices that keep_slices keeps.")
-        if (share := config.get("average")) is not None:
-            if not isinstance(share, int | float) or not 0 < share <= 1:
-                raise TrainingError(f"average is {share!r}, not a number above 0 and at most 1.")
-            if (config.get("pretraining") or {}).get("kind") != "classifier":
-                raise TrainingError("average needs a pretraining that trains a whole model.")
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{config['file']}: {error}") from error
+
+
+def _trains(config: Any) -> bool:
+    return isinstance(config, dict) and config.get("kind") == "classifier"
 
 
 def _known(section: Any, name: str, known: set[str]) -> None:
@@ -173,21 +171,6 @@ def _check_ratings(section: Any, name: str, weights: tuple[str, ...]) -> None:
         )
         if not numbers or limits[0] >= limits[1]:
             raise TrainingError(f"{name}.ratings.{column} is {limits!r}, not [lowest, highest]")
-
-
-def _check_teacher(section: Any, dense: Any) -> None:
-    _known(section, "teacher", {"config", "trust", "features"})
-    trust = section.get("trust")
-    if isinstance(trust, bool) or not isinstance(trust, int | float) or not 0 < trust <= 1:
-        raise TrainingError(f"teacher.trust is {trust!r}, not a number above 0 and at most 1")
-    features = section.get("features", 0)
-    if isinstance(features, bool) or not isinstance(features, int | float) or features < 0:
-        raise TrainingError(f"teacher.features is {features!r}, not a number of at least 0")
-    if features and not dense:
-        raise TrainingError("teacher.features needs dense: it is an objective beside the class")
-    taught_by = section.get("config")
-    if not isinstance(taught_by, dict) or taught_by.get("model", {}).get("architecture") != "resnet3d":
-        raise TrainingError("teacher.config is no config that trains a 3D ResNet")
 
 
 def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
@@ -257,16 +240,17 @@ def _one_of(*choices: str) -> Check:
 # The names that a config may have, by its kind.
 _ANY = ("name", "kind", "file", "task", "folds", "seed", "data", "dataset", "cross_validate")
 _STUDY = ("steps",)
-_TRAINED = ("simulated", "shares", "balanced", "augment", "training", "pretraining", "class_layers")
-_ENCODER = (*_TRAINED, "objective", "encoder", "grid", "slices", "ratings", "patch_weight", "hidden")
 _CLASSIFIER = (
-    *_TRAINED,
+    "simulated",
+    "shares",
+    "balanced",
+    "augment",
+    "training",
+    "pretraining",
     "model",
     "keep_slices",
     "dense",
     "scan_ratings",
-    "average",
-    "teacher",
     "free",
     "focus",
     "window",

@@ -56,7 +56,7 @@ class StudyTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Soft cross-entropy for a classifier; a pre-training module computes its own loss."""
+        """Soft cross-entropy for a classifier; a module with objectives of its own gives its loss."""
         if "target" not in inputs:
             return model(**inputs)
         mask = inputs["padding_mask"]
@@ -280,7 +280,7 @@ def _arguments(model: nn.Module, folder: Path, settings: TrainingSettings, seed:
         bf16=settings.bf16,
         fp16=settings.fp16,
         use_cpu=not torch.cuda.is_available(),
-        # DINOv2's mask token is trained by none of our objectives; to look for such weights takes time.
+        # DINOv2's mask token is not trained here; to look for such weights takes time.
         ddp_find_unused_parameters=any(name.endswith("mask_token") for name, _ in model.named_parameters()),
         logging_steps=settings.log_every,
         save_steps=every,

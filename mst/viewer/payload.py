@@ -101,7 +101,8 @@ def viewer_payload(
     box = _display_box(scan.shape, bounds)
     crop = (slice(*box[0].tolist()), slice(*box[1].tolist()), slice(*box[2].tolist()))
     notes = [f"{layer.label}: the map is zero everywhere." for layer in layers if not np.any(layer.volume)]
-    voxels = _finite(scan.voxels[crop], "The scan", notes)
+    shown = scan.cropped(box[:, 0], box[:, 1])
+    voxels = _finite(shown.voxels, "The scan", notes)
     volumes = [_finite(layer.volume[crop], layer.label, notes) for layer in layers]
     # Without windows to choose from, the script offers the whole range.
     named = [(low, high) for _, low, high in windows] or [(float(voxels.min()), float(voxels.max()))]
@@ -146,9 +147,6 @@ def viewer_payload(
             + " × ".join(f"1/{f}" if f > 1 else "all" for f in factors)
             + " along the left-right, front-back and head-foot axes."
         )
-    affine = scan.affine.copy()
-    affine[:3, 3] = scan.voxel_to_world(box[:, 0] + (np.array(factors) - 1) / 2)
-    affine[:3, :3] *= factors
     region = None
     if bounds is not None:
         region = ((np.asarray(bounds) - box[:, :1]) / np.array(factors)[:, None]).round(3).tolist()
@@ -164,7 +162,7 @@ def viewer_payload(
         "windows": [[name, float(low), float(high)] for name, low, high in windows],
         "shape": list(small.shape),
         "spacing": [round(s * f, 5) for s, f in zip(scan.spacing, factors, strict=True)],
-        "affine": np.round(affine, 5).tolist(),
+        "affine": _shrunk_affine(shown, factors),
         "fileAffine": np.round(scan.affine if file_affine is None else file_affine, 5).tolist(),
         "first": [int(start) for start, _ in box],
         "full": list(scan.shape),
@@ -201,15 +199,12 @@ def locator_payload(
     while np.prod([n // f for n, f in zip(scan.shape, factors, strict=True)]) > MAX_LOCATOR_VOXELS:
         factors[int(np.argmax([n / f for n, f in zip(scan.shape, factors, strict=True)]))] += 1
     voxels = _shrink(_finite(scan.voxels, "The scan", []), factors)
-    affine = scan.affine.copy()
-    affine[:3, 3] = scan.voxel_to_world((np.array(factors) - 1) / 2)
-    affine[:3, :3] *= factors
     return {
         "unit": unit,
         "window": [float(window[0]), float(window[1])],
         "shape": list(voxels.shape),
         "spacing": [round(s * f, 5) for s, f in zip(scan.spacing, factors, strict=True)],
-        "affine": np.round(affine, 5).tolist(),
+        "affine": _shrunk_affine(scan, factors),
         "scan": _gray(voxels, 8, [window]),
         "center": None if center is None else [round(float(c), 2) for c in center],
         "box": None if box_mm is None else [round(float(b), 2) for b in box_mm],
@@ -270,6 +265,14 @@ def _shrink(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
             shape = (*volume.shape[:axis], count, factor, *volume.shape[axis + 1 :])
             volume = volume.reshape(shape).mean(axis=axis + 1, dtype=np.float32)
     return volume
+
+
+def _shrunk_affine(scan: Scan, factors: Sequence[int]) -> list[list[float]]:
+    """Of what `_shrink` makes of a scan's voxels."""
+    affine = scan.affine.copy()
+    affine[:3, 3] = scan.voxel_to_world((np.array(factors) - 1) / 2)
+    affine[:3, :3] *= factors
+    return np.round(affine, 5).tolist()
 
 
 def _layer(

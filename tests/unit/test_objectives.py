@@ -11,7 +11,7 @@ from mst.models.loading import save_model
 from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.models.stem import ConvStem
-from mst.training.objectives import ClassTraining, DensePretraining, JointTraining, MaskedPretraining
+from mst.training.objectives import ClassTraining, DenseHeads, JointTraining
 
 ENCODER: dict[str, Any] = {
     "hidden_size": 16,
@@ -74,37 +74,22 @@ def test_more_class_layers_than_blocks_are_an_error(blocks: int) -> None:
 
 def test_the_dense_objective_is_learnt_and_ignores_what_is_not_known() -> None:
     torch.manual_seed(0)
-    model = DensePretraining(ENCODER, 3, class_layers=1)
-    slices, targets = torch.randn(2, 5, 1, 24, 24), dense_targets()
+    encoder = build_encoder(ENCODER)
+    heads = DenseHeads(encoder, 3)
+    slices, targets = torch.randn(10, 1, 24, 24), dense_targets()
     targets["ratings"][:, 1] = float("nan")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=3e-3)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss = model(slices, **targets)
+        loss = heads(encode_tokens(encoder, slices, class_layers=1), **targets)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     # No lesion at all: the ratings are asked of nothing.
     nothing = {"patches": torch.zeros(2, 5, 4, 4), "area": torch.zeros(2, 5), "ratings": targets["ratings"]}
-    assert model(slices, **nothing).isfinite()
-
-
-def test_the_masked_objective_sees_no_hidden_pixel_and_asks_for_no_other() -> None:
-    torch.manual_seed(0)
-    model = MaskedPretraining(ENCODER, hidden=0.5).eval()
-    slices, order = torch.rand(1, 1, 1, 24, 24), torch.rand(1, 1, 4, 4)
-    hidden = (order.flatten().argsort().argsort() < 8).reshape(4, 4)
-    pixels = hidden.repeat_interleave(6, 0).repeat_interleave(6, 1)
-    # All hidden pixels one brighter: the prediction stays, so the loss moves by one where it was below them.
-    model.pixel_head.weight.data.zero_()
-    model.pixel_head.bias.data.fill_(-1)
-    loss = model(slices, order)
-    assert torch.isclose(loss, (slices[0, 0, 0][pixels] + 1).mean())
-    changed = slices.clone()
-    changed[0, 0, 0][~pixels] = 5
-    assert torch.isclose(model(changed, order), loss)
+    assert heads(encode_tokens(encoder, slices, class_layers=1), **nothing).isfinite()
 
 
 def test_joint_training_trains_the_model_itself() -> None:
@@ -155,29 +140,6 @@ def test_any_model_can_be_asked_for_the_ratings(small_resnet: ResNet3D) -> None:
     wanted = [(told[0, 0], 0.25), (told[0, 2], 1.0), (told[1, 2], 0.5)]
     each = [-(target * p.log() + (1 - target) * (1 - p).log()) for p, target in wanted]
     assert torch.isclose(gained, 0.5 * torch.stack(each).mean(), atol=1e-5)
-
-
-def test_the_scan_is_asked_for_a_teachers_features() -> None:
-    torch.manual_seed(0)
-    model = SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=2, class_layers=1)
-    joint = JointTraining(model, 3, features=7, feature_weight=0.5)
-    alone = JointTraining(model, 3, features=7)
-    assert alone.feature_head is None
-    # The heads that both have are carried over; the one for the features is left, or stays as it is.
-    alone.load_heads(joint.heads_state())
-    volume, padding = torch.randn(2, 1, 5, 24, 24), torch.zeros(2, 5, dtype=torch.bool)
-    given, features, targets = (volume, padding, torch.tensor([0.0, 1.0])), torch.randn(2, 7), dense_targets()
-    gained = joint(*given, **targets, features=features) - alone(*given, **targets, features=features)
-    told = joint.feature_head(model.fuse_slices(model.encode_slices(volume), padding))
-    assert torch.isclose(gained, 0.5 * (told - features).square().mean(), atol=1e-5)
-    before = joint.feature_head.weight.clone()
-    alone.heads.slice_head.weight.data.zero_()
-    joint.load_heads(alone.heads_state())
-    assert torch.equal(joint.feature_head.weight, before)
-    assert not joint.heads.slice_head.weight.any()
-    other = JointTraining(model, 3, features=7, feature_weight=0.5)
-    other.load_heads(joint.heads_state())
-    assert torch.equal(other.feature_head.weight, before)
 
 
 STEM_ENCODER = {**ENCODER, "num_channels": 16, "image_size": 12, "patch_size": 3}

@@ -181,6 +181,33 @@ def test_all_48_orientations_have_one_canonical_form() -> None:
         assert np.array_equal(turned.from_canonical(turned.canonical().voxels), turned.voxels)
 
 
+@DIRECTIONS
+def test_a_crop_keeps_spacing_and_places(tmp_path: Path, directions: np.ndarray) -> None:
+    dicom_series(tmp_path, directions)
+    scan = read_scan(tmp_path)
+    start, stop = np.array([2, 0, 3]), np.array([9, 5, 4])
+    crop = scan.cropped(start, stop)
+    assert crop.shape == (7, 5, 1)
+    assert np.array_equal(crop.voxels, scan.voxels[2:9, :5, 3:4])
+    assert crop.spacing == scan.spacing
+    assert np.allclose(crop.affine[:3, 3], scan.voxel_to_world(start), atol=1e-9)
+    for index in ((0, 0, 0), (6, 4, 0), (3, 2, 0), (1.5, -0.5, 0.25)):
+        assert np.allclose(crop.voxel_to_world(index), scan.voxel_to_world(start + index), atol=1e-9)
+    assert (crop.modality, crop.name, crop.notes) == (scan.modality, scan.name, scan.notes)
+    # Its slices are no longer the series', and the scan itself stays as it is.
+    assert scan.source is not None
+    assert crop.source is None
+    whole = scan.cropped((0, 0, 0), scan.shape)
+    assert np.array_equal(whole.voxels, scan.voxels)
+    assert np.array_equal(whole.affine, scan.affine)
+
+
+@pytest.mark.parametrize("box", [((-1, 0, 0), (3, 3, 3)), ((0, 0, 0), (3, 99, 3)), ((2, 2, 2), (5, 2, 5))])
+def test_a_crop_must_lie_within_the_scan(box: tuple) -> None:
+    with pytest.raises(ValueError, match="no box of a scan"):
+        Scan(volume().astype(np.float32), ras_affine()).cropped(*box)
+
+
 def test_a_mask_is_brought_to_the_scans_grid(tmp_path: Path) -> None:
     scan = Scan(volume().astype(np.float32), ras_affine())
     mask = np.zeros(SHAPE, np.uint8)

@@ -63,18 +63,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("augment={blur: 1}", "augment has no setting blur"),
         ("augment={zoom: 1}", "augment.zoom is 1, not 2 number"),
         ("task=spine-ct", "There is no study 'spine-ct'"),
-        ("kind=detector", "the kind 'detector' is none of"),
-        ("average=2", "average is 2, not a number above 0 and at most 1"),
-        ("average=0.5", "average needs a pretraining that trains a whole model"),
-        ("keep_slides=4", "r.yaml: the config has no setting keep_slides; known: augment, average"),
+        ("kind=detector", "the kind 'detector' is neither study nor classifier"),
+        ("keep_slides=4", "r.yaml: the config has no setting keep_slides; known: augment, balanced"),
         ("dense={wait: 1}", "dense has no setting wait; known: ratings, scan_weight, weight"),
         ("dense={scan_weight: much}", "dense.scan_weight is 'much', not a number of at least 0"),
-        ("teacher={trust: 2}", "teacher.trust is 2, not a number above 0 and at most 1"),
-        ("teacher={trust: some}", "teacher.trust is 'some', not a number above 0"),
-        ("teacher={temper: 1}", "teacher has no setting temper; known: config, features, trust"),
-        ("teacher={trust: 1, features: -1}", "teacher.features is -1, not a number of at least 0"),
-        ("teacher={trust: 1, features: 1}", "teacher.features needs dense"),
-        ("teacher={trust: 0.5}", "teacher.config is no config that trains a 3D ResNet"),
         ("scan_ratings={scan_weight: 1}", "scan_ratings has no setting scan_weight; known: ratings, weight"),
         ("dense={ratings: {margin: 5}}", "dense.ratings.margin is 5, not [lowest, highest]"),
     ],
@@ -87,6 +79,22 @@ def test_a_setting_that_is_of_no_use_is_told_by_name(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+
+
+def test_a_config_that_gives_no_model_is_told(tmp_path: Path) -> None:
+    study = {"name": "s", "kind": "study", "task": "chest-ct", "steps": []}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(study | {"steps": ["study.yaml"]}))
+    bare = {key: value for key, value in RESNET.items() if key != "model"}
+    write_config(tmp_path / "bare.yaml", bare)
+    write_config(tmp_path / "after.yaml", bare | {"pretraining": "study.yaml"})
+    for name, message in (
+        ("bare", r"bare\.yaml: the config lacks a model"),
+        ("after", r"after\.yaml: pretraining is no config that trains a model"),
+        ("twice", r"twice\.yaml: not every one of the steps is a config that trains a model"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            load_config(tmp_path / f"{name}.yaml")
 
 
 def test_numbers_may_be_written_as_yaml_takes_for_text() -> None:
