@@ -8,8 +8,8 @@ from __future__ import annotations
 from mst.data.examples import OUTLINES
 from mst.data.outlines import read_outlines, write_outlines
 
-# name: place among `read_outlines`, chosen by the ratings that the example's title names; of patients who are in neither
-# the stacks nor the crops that the shipped models learnt from, nor held out
+# name: place among `read_outlines`, chosen by the ratings that the example's title names; of patients who are in
+# neither the stacks nor the crops that the shipped models learnt from, nor held out
 CHOSEN = {"chest-round": 4635, "chest-spiculated": 2559, "chest-pleural": 2027, "chest-ground-glass": 4913}
 
 if __name__ == "__main__":
