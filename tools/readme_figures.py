@@ -136,9 +136,10 @@ def _table(lines: list[list[str]]) -> str:
 
 
 def shipped() -> dict[str, dict[str, Any]]:
-    """The metrics.json of each checkpoint that the project ships."""
+    """The metrics.json of each checkpoint that the project ships; of earlier versions, with other figures, none."""
     folders = {name: ROOT / "checkpoints" / name for name in NAMES}
-    return {name: checkpoint_metrics(folder) for name, folder in folders.items() if folder.is_dir()}
+    found = {name: checkpoint_metrics(folder) for name, folder in folders.items() if folder.is_dir()}
+    return {name: metrics for name, metrics in found.items() if "groups" in metrics}
 
 
 def main() -> None:
