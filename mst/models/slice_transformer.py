@@ -20,7 +20,6 @@ from mst.models.encoders import (
     trace_tokens,
 )
 from mst.models.slices import SliceClassifier, kept_slices, on_all_slices
-from mst.models.stem import ConvStem
 from mst.tasks import Grid
 
 __all__ = ["SliceAttention", "SliceTransformer", "paper_encoder"]
@@ -63,9 +62,6 @@ class SliceTransformer(SliceClassifier):
         fusion_slices: how many slices the fusion "linear" takes.
         class_layers: in how many of the encoder's last blocks the class token takes part; None (DINOv2, paper):
             all. See `encode_tokens`.
-        stem: arguments of `ConvStem`, such as {"width": 16}: 3D convolutions before the encoder, whose `image_size`
-            and `patch_size` then count their features instead of pixels. They show each slice together with what
-            lies a few millimetres above and below it. None (paper): the encoder is given the slice alone.
         bottleneck: width that a linear layer brings the encoder's vector to first; None (paper): no such layer.
     """
 
@@ -89,7 +85,6 @@ class SliceTransformer(SliceClassifier):
         fusion_slices: int = 32,
         bottleneck: int | None = None,
         class_layers: int | None = None,
-        stem: dict[str, Any] | None = None,
         lesion_threshold: float | None = None,
         familiar: dict[str, Any] | None = None,
         architecture: str = "slice-transformer",
@@ -102,10 +97,6 @@ class SliceTransformer(SliceClassifier):
             raise ValueError(
                 f"class_layers is {class_layers}; the encoder has {self.encoder.config.num_hidden_layers} blocks"
             )
-        self.stem = ConvStem(**stem) if stem else None
-        taken = int(self.encoder.config.num_channels)
-        if self.stem is not None and self.stem.width != taken:
-            raise ValueError(f"the encoder takes {taken} channels; its stem gives {self.stem.width}")
         self.build_fusion(
             int(self.encoder.config.hidden_size),
             fusion=fusion,
@@ -118,15 +109,9 @@ class SliceTransformer(SliceClassifier):
         )
 
     @property
-    def ordered(self) -> bool:
-        """Whether the order of the slices matters to the logits."""
-        return super().ordered or self.stem is not None
-
-    @property
     def patch(self) -> int:
         """Pixels of the slice along a side of one of the encoder's patches."""
-        size = cast(int, self.encoder.config.patch_size)
-        return size if self.stem is None else size * self.stem.stride
+        return cast(int, self.encoder.config.patch_size)
 
     def check_grid(self, grid: Grid) -> None:
         """See `ScanClassifier`."""
@@ -136,12 +121,8 @@ class SliceTransformer(SliceClassifier):
                 f"slices of {grid.shape[1]} x {grid.shape[2]} do not divide into patches of {self.patch}"
             )
 
-    def with_context(self, volume: Tensor) -> Tensor:
-        """See `SliceClassifier`."""
-        return volume if self.stem is None else self.stem(volume)
-
     def encode(self, slices: Tensor) -> Tensor:
-        """Slices float32 [N, channels, H, W] -> their class tokens [N, width]."""
+        """Slices float32 [N, 1, H, W] -> their class tokens [N, width]."""
         return encode_tokens(self.encoder, slices, self.class_layers)[:, 0]
 
     @torch.no_grad()
@@ -153,7 +134,7 @@ class SliceTransformer(SliceClassifier):
         number of threads may ask one model at once.
         """
         hidden = self.hidden(padding_mask)
-        slices = kept_slices(self.with_context(volume), hidden)
+        slices = kept_slices(volume, hidden)
         tokens, given = trace_tokens(self.encoder, slices, self.class_layers)
         features = self.as_features(tokens[:, 0], volume, padding_mask)
         vector, weights = self.weigh_slices(features, padding_mask)

@@ -89,12 +89,8 @@ class SliceClassifier(ScanClassifier):
         return self.fusion == "linear" or self.slice_positions is not None
 
     def encode(self, slices: Tensor) -> Tensor:
-        """Slices float32 [N, channels, H, W] -> their vectors [N, width]."""
+        """Slices float32 [N, 1, H, W] -> their vectors [N, width]."""
         raise TypeError(f"{type(self).__name__} does not say how it encodes a slice")
-
-    def with_context(self, volume: Tensor) -> Tensor:
-        """Volume [B, 1, D, H, W] -> [B, channels, D, h, w], what the encoder is given of each slice."""
-        return volume
 
     def hidden(self, padding_mask: Tensor | None) -> Tensor | None:
         """The padding mask as the fusion takes it: None where it makes no difference to this model."""
@@ -110,7 +106,7 @@ class SliceClassifier(ScanClassifier):
         Returns:
             float32 [B, D, width]; zero where a slice is padding.
         """
-        slices = kept_slices(self.with_context(volume), self.hidden(padding_mask))
+        slices = kept_slices(volume, self.hidden(padding_mask))
         return self.as_features(self.encode(slices), volume, padding_mask)
 
     def as_features(self, encoded: Tensor, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -197,7 +193,7 @@ class SliceClassifier(ScanClassifier):
 
 
 def kept_slices(volume: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Volume [B, channels, D, H, W] -> its slices [N, channels, H, W] that are not padding, in order."""
+    """Volume [B, 1, D, H, W] -> its slices [N, 1, H, W] that are not padding, in order."""
     slices = volume.transpose(1, 2).flatten(0, 1)
     return slices if padding_mask is None else slices[~padding_mask.reshape(-1)]
 

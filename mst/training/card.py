@@ -75,7 +75,7 @@ Command: `{metrics["command"]}` ({metrics["date"]}).
 - The cases come from one collection, round lesions that somebody had marked. {_seen(model)} It saw no other
   populations, and nobody has validated it elsewhere.
 - The user must point at the lesion; the answer changes with the place that is chosen.
-- Saliency shows what the model attended to. It is neither an outline of a lesion nor a reason.{_around(model)}
+- Saliency shows what the model attended to. It is neither an outline of a lesion nor a reason.
 
 ## Intended use
 
@@ -102,18 +102,6 @@ def _pretrained_encoder(config: dict[str, Any] | None) -> str | None:
             return f"the first {blocks} blocks of {called}" if blocks else called
         config = config.get("pretraining")
     return None
-
-
-def _around(model: ScanClassifier) -> str:
-    """The limit that a stem brings with it."""
-    stem = getattr(model, "stem", None)
-    if stem is None:
-        return ""
-    return (
-        "\n- Unlike the paper's, this model has a few 3D convolutions before its 2D encoder. What it knows of a "
-        f"slice comes\n  from up to {stem.reach} slices above and below it too (and their normalisation from the whole "
-        "region): a slice's weight\n  says where it looked, not that it looked at this slice alone."
-    )
 
 
 def _procedure(config: dict[str, Any], real: bool = True) -> str:

@@ -87,18 +87,15 @@ class DenseTargets:
     patch: int
     ratings: dict[str, list[float]]
 
-    def of(self, case: LoadedCase, sample: Sample, kept: np.ndarray | None = None) -> dict[str, Tensor]:
+    def of(self, case: LoadedCase, sample: Sample) -> dict[str, Tensor]:
         """Targets of a sample that was drawn with its mask.
 
-        Args:
-            kept: [S], which of its D slices the encoder is given; None: all.
-
         Returns:
-            "patches" float32 [S, H / patch, W / patch], the share of each patch that the lesion fills; "area"
-            float32 [S], the lesion's area over the slice's; "ratings" as `rating_targets` gives them.
+            "patches" float32 [D, H / patch, W / patch], the share of each patch that the lesion fills; "area"
+            float32 [D], the lesion's area over the slice's; "ratings" as `rating_targets` gives them.
         """
-        assert sample.mask is not None
-        mask = sample.mask if kept is None else sample.mask[kept]
+        mask = sample.mask
+        assert mask is not None
         return {
             "patches": avg_pool2d(mask[:, None], self.patch)[:, 0],
             "area": mask.mean(dim=(1, 2)),
@@ -118,8 +115,6 @@ class VolumeDraws(Dataset):
         weights: how often each case is drawn, to a common factor; None: all equally often.
         keep_slices: how many of the D slices a sample keeps, one at a random place of each equal part; None
             keeps all. An MST's slices carry no order, so fewer of them train it at a part of the cost.
-        whole: the sample has all slices nevertheless, and says which are kept: for a stem, which needs those around
-            them too.
         dense: gives the targets of the dense objective as well; None: it is not trained for.
         ratings: without `dense`, gives `rating_targets` of these as well; None: they are not trained for.
         free: share of the samples that hold no lesion.
@@ -139,7 +134,6 @@ class VolumeDraws(Dataset):
         seed: int = 0,
         weights: np.ndarray | None = None,
         keep_slices: int | None = None,
-        whole: bool = False,
         dense: DenseTargets | None = None,
         ratings: dict[str, list[float]] | None = None,
         free: float = 0.0,
@@ -151,7 +145,7 @@ class VolumeDraws(Dataset):
         self.augmentation, self.intensity = augmentation, augmentation.intensity()
         weights = np.ones(len(cases)) if weights is None else weights
         self.weights = weights / weights.sum()
-        self.keep_slices, self.whole, self.dense, self.ratings = keep_slices, whole, dense, ratings
+        self.keep_slices, self.dense, self.ratings = keep_slices, dense, ratings
         self.free, self.focus, self.window, self.patch = free, focus, window, patch
 
     def __len__(self) -> int:
@@ -161,21 +155,14 @@ class VolumeDraws(Dataset):
         """{"volume": float32 [1, D, H, W], "padding_mask": bool [D], "target": float32 scalar}.
 
         With `dense`, `ratings` or `free`, "target" is called "probability"; their targets are there too. With
-        `whole` there is "kept", int64 [S], and "padding_mask" is that of the slices that are kept. With `free` there
-        is "lesion", 1 or 0, whether the sample holds one; with `window` "corner", int64 [2], the row and column of its
-        first patch.
+        `free` there is "lesion", 1 or 0, whether the sample holds one; with `window` "corner", int64 [2], the row and
+        column of its first patch.
         """
         rng = np.random.default_rng([self.seed, index])
         case = self.cases[int(rng.choice(len(self.cases), p=self.weights))]
         plane = pick_plane(self.augmentation, case, rng)
         view = pick_view(self.augmentation, case, plane, rng, self.free)
-        slices = kept = None
-        if self.keep_slices:
-            places = self._places(case, plane, view, rng)
-            if self.whole:
-                kept = np.floor(places).astype(int)
-            else:
-                slices = places - 0.5
+        slices = self._places(case, plane, view, rng) - 0.5 if self.keep_slices else None
         window, corner = self._window(case, plane, view, rng) if self.window else (None, None)
         with_mask = self.dense is not None
         sample = draw(
@@ -187,10 +174,8 @@ class VolumeDraws(Dataset):
             found["corner"] = torch.from_numpy(corner)
         if self.free:
             found["lesion"] = torch.tensor(float(not view.free))
-        if kept is not None:
-            found |= {"padding_mask": sample.padding[kept], "kept": torch.from_numpy(kept)}
         if self.dense is not None:
-            return {**found, "probability": target, **self.dense.of(case, sample, kept)}
+            return {**found, "probability": target, **self.dense.of(case, sample)}
         if self.ratings is not None:
             return {**found, "probability": target, "ratings": rating_targets(case, view, self.ratings)}
         return {**found, "probability" if self.free else "target": target}
@@ -212,7 +197,7 @@ class VolumeDraws(Dataset):
         if view.ends_mm is not None:
             scan = np.clip(scan, *view.ends_mm[0])
         low, high = (np.clip(edge + 0.5, 0, depth) for edge in slice_range(region, spacing, view, scan))
-        if self.whole or view.mirrored or view.beside is not None:
+        if view.mirrored or view.beside is not None:
             low, high = 0.0, float(depth)
         near = np.zeros(0)
         if not view.free:
@@ -224,7 +209,7 @@ class VolumeDraws(Dataset):
         far = low + (np.arange(number) + rng.random(number)) * (high - low) / max(number, 1)
         places = np.full(count, NOWHERE)
         places[: len(near) + number] = np.sort(np.concatenate([near, far]))
-        return np.clip(places, 0, depth - 1e-3) if self.whole else places
+        return places
 
     def _window(
         self, case: LoadedCase, plane: Plane, view: View, rng: np.random.Generator

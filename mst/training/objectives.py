@@ -150,7 +150,6 @@ class JointTraining(nn.Module):
         patches: Tensor,
         area: Tensor,
         ratings: Tensor,
-        kept: Tensor | None = None,
         lesion: Tensor | None = None,
         corner: Tensor | None = None,
     ) -> Tensor:
@@ -158,21 +157,17 @@ class JointTraining(nn.Module):
 
         Args:
             volume: as the model takes it; with `corner` each slice is a part of one.
-            padding_mask: bool [B, S], of the slices that are kept.
+            padding_mask: bool [B, D].
             probability: float32 [B], of the last of two classes.
-            patches, area, ratings: as in `DenseHeads`, of the slices that are kept.
-            kept: int64 [B, S], which of the volume's slices the encoder is given; None: all.
+            patches, area, ratings: as in `DenseHeads`, of the volume's D slices.
             lesion: float32 [B], 1 where there is a lesion at all; what kind it is is asked of these alone. None: all.
             corner: int64 [B, 2], see `encode_tokens`; None: slices are whole.
         """
-        given = self.model.with_context(volume)
-        if kept is not None:
-            given = torch.stack([one[:, places] for one, places in zip(given, kept, strict=True)])
-        depth = given.shape[2]
+        depth = volume.shape[2]
         corners = None if corner is None else corner.repeat_interleave(depth, dim=0)[~padding_mask.flatten()]
-        slices = kept_slices(given, padding_mask)
+        slices = kept_slices(volume, padding_mask)
         tokens = encode_tokens(self.model.encoder, slices, self.model.class_layers, corners=corners)
-        scan = self.model.fuse_slices(on_all_slices(tokens[:, 0], given, padding_mask), padding_mask)
+        scan = self.model.fuse_slices(on_all_slices(tokens[:, 0], volume, padding_mask), padding_mask)
         loss = class_loss(self.model, scan, probability, lesion)
         loss = loss + self.weight * self.heads(tokens, patches, area, ratings, padding_mask)
         if self.scan_head is None:

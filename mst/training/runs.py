@@ -381,7 +381,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         trained = ClassTraining(model, len(ratings) + 1, asked.get("weight", 0.5))
     elif free:
         trained = ClassTraining(model)
-    stem = getattr(model, "stem", None)
     if beside := config.get("dense"):
         assert isinstance(model, SliceTransformer)
         dense = DenseTargets(model.patch, beside.get("ratings", {}))
@@ -396,8 +395,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
             trained.load_heads(_read_heads(study.folder(before, part)[0]))
     if frozen := config.get("frozen_layers"):
         freeze(model, frozen)
-    if dense is None and stem and config.get("keep_slices"):
-        raise TrainingError(f"{config['file']}: a model with a stem takes keep_slices with dense alone.")
     samples = VolumeDraws(
         cases,
         model.grid,
@@ -406,7 +403,6 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         seed=seed,
         weights=weights,
         keep_slices=config.get("keep_slices"),
-        whole=stem is not None,
         dense=dense,
         ratings=ratings,
         free=free,

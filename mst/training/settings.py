@@ -137,8 +137,8 @@ def check_config(config: dict[str, Any]) -> None:
             _check_ratings(scan_ratings, "scan_ratings", ("weight",))
             if dense is not None:
                 raise TrainingError("scan_ratings and dense exclude each other: dense has a scan_weight.")
-        if config.get("window") and (config.get("dense") is None or "stem" in (config.get("model") or {})):
-            raise TrainingError("window needs dense, and a model without a stem.")
+        if config.get("window") and config.get("dense") is None:
+            raise TrainingError("window needs dense.")
         if config.get("focus") and not config.get("keep_slices"):
             raise TrainingError("focus is of the slices that keep_slices keeps.")
     except (ValueError, TypeError) as error:

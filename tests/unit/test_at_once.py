@@ -28,7 +28,6 @@ VARIANTS = {
     "as published": {},
     "registers": {"encoder": {**ENCODER, "num_register_tokens": 3, "use_swiglu_ffn": True}},
     "late class token": {"class_layers": 1, "slice_layers": 2, "slice_positions": 8},
-    "stem": {"encoder": {**ENCODER, "image_size": 12, "num_channels": 16}, "stem": {"width": 8}},
     "bottleneck": {"bottleneck": 16},
     "linear": {"fusion": "linear", "fusion_slices": 8},
     "average": {"fusion": "average"},

@@ -10,7 +10,6 @@ from mst.models.encoders import build_encoder, encode_tokens
 from mst.models.loading import save_model
 from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
-from mst.models.stem import ConvStem
 from mst.training.objectives import ClassTraining, DenseHeads, JointTraining
 
 ENCODER: dict[str, Any] = {
@@ -140,70 +139,3 @@ def test_any_model_can_be_asked_for_the_ratings(small_resnet: ResNet3D) -> None:
     wanted = [(told[0, 0], 0.25), (told[0, 2], 1.0), (told[1, 2], 0.5)]
     each = [-(target * p.log() + (1 - target) * (1 - p).log()) for p, target in wanted]
     assert torch.isclose(gained, 0.5 * torch.stack(each).mean(), atol=1e-5)
-
-
-STEM_ENCODER = {**ENCODER, "num_channels": 16, "image_size": 12, "patch_size": 3}
-
-
-def test_the_stem_shows_each_slice_what_lies_around_it_and_keeps_places() -> None:
-    torch.manual_seed(0)
-    stem = {"width": 8}
-    model = SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, class_layers=1, stem=stem).eval()
-    volume = torch.randn(1, 1, 8, 24, 24)
-    assert model.patch == 6
-    assert model.attend(volume).patches.shape == (1, 8, 2, 4, 4)
-    changed = volume.clone()
-    changed[0, 0, 4, 1:4, 1:4] = 1.0
-    moved = (model.with_context(changed) - model.with_context(volume)).abs().mean(dim=(0, 1))
-    assert moved.shape == (8, 12, 12)
-    # Most in its own corner; the slices beside it are told of it, and more than those further away.
-    assert moved[4, :3, :3].mean() > 2 * moved[4, 6:, 6:].mean()
-    assert moved[3, :3, :3].mean() > 2 * moved[0, :3, :3].mean()
-    # The order of the slices matters, so that a flip of them is averaged; without a stem it does not.
-    assert model.ordered
-    assert not SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=1).ordered
-    with pytest.raises(ValueError, match="takes 1 channels; its stem gives 16"):
-        SliceTransformer(encoder=ENCODER, grid=GRID, slice_heads=1, stem=stem)
-    with pytest.raises(ValueError, match="multiple of 8"):
-        SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, stem={"width": 12})
-    with pytest.raises(ValueError, match="2 or 3 levels, not 4"):
-        SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, stem={"width": 8, "levels": 4})
-
-
-@pytest.mark.parametrize("levels", [2, 3])
-def test_a_feature_of_the_stem_knows_nothing_beyond_its_reach(levels: int) -> None:
-    stem = ConvStem(8, levels).eval()
-    for module in list(stem.modules()):  # they take their statistics from the whole volume
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.GroupNorm):
-                setattr(module, name, torch.nn.Identity())
-    reach = []
-    for place in range(28, 32):
-        volume = torch.randn(1, 1, 64, 16, 16, requires_grad=True)
-        stem(volume)[:, :, place].square().sum().backward()
-        assert volume.grad is not None
-        seen = volume.grad.abs().sum(dim=(0, 1, 3, 4)).nonzero()
-        reach += [place - int(seen.min()), int(seen.max()) - place]
-    assert max(reach) == stem.reach
-
-
-def test_with_a_stem_the_encoder_is_given_the_kept_slices() -> None:
-    torch.manual_seed(0)
-    model = SliceTransformer(encoder=STEM_ENCODER, grid=GRID, slice_heads=1, stem={"width": 8})
-    joint = JointTraining(model, ratings=3)
-    targets = dense_targets()
-    count, shown = targets["area"].shape
-    given = {
-        "volume": torch.randn(count, 1, 8, 24, 24),
-        "padding_mask": torch.zeros(count, shown, dtype=torch.bool),
-        "probability": torch.linspace(0, 1, count),
-        "kept": torch.tensor([[0, 1, 3, 5, 7], [0, 2, 3, 4, 6]]),
-        **targets,
-    }
-    loss = joint(**given)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    moved = {"kept": given["kept"][:, order], "patches": targets["patches"][:, order]}
-    assert torch.allclose(joint(**{**given, **moved, "area": targets["area"][:, order]}), loss, atol=1e-5)
-    assert not torch.allclose(joint(**{**given, "kept": given["kept"][:, order]}), loss, atol=1e-5)
-    loss.backward()
-    assert all(weight.grad is not None for weight in model.stem.parameters())

@@ -182,37 +182,6 @@ def test_an_mst_learns_the_dense_objective_beside_its_classes(data: Path, config
     assert "no loss was put on the attention" in card
 
 
-def test_a_stem_is_given_the_whole_volume_and_told_which_slices_are_kept(data: Path) -> None:
-    case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 1, noise=0, shift=0, scale=0, smooth=0)
-    full = VolumeDraws([case], GRID, still, 1, dense=DenseTargets(6, {}))[0]
-    some = VolumeDraws([case], GRID, still, 1, keep_slices=4, whole=True, dense=DenseTargets(6, {}))[0]
-    assert torch.equal(some["volume"], full["volume"])
-    assert [int(place) // 2 for place in some["kept"]] == [0, 1, 2, 3]
-    for name in ("patches", "area", "padding_mask"):
-        assert torch.equal(some[name], full[name][some["kept"]])
-
-
-def test_an_mst_with_a_stem_learns_from_whole_volumes(data: Path, configs: Path) -> None:
-    encoder = {**ENCODER, "image_size": 12, "patch_size": 3, "num_channels": 16}
-    config = MST | {
-        "name": "tiny-stem",
-        "cross_validate": False,
-        "dense": {"ratings": {"malignancy": [1, 5]}},
-    }
-    config["model"] = {**MST["model"], "encoder": encoder, "stem": {"width": 8, "levels": 3}}
-    (configs / "stem.yaml").write_text(yaml.safe_dump(config))
-    run(load_config(configs / "stem.yaml"), data, configs / "out", configs / "runs", command="a command")
-    model = load_model(configs / "out")
-    assert model.stem is not None
-    assert model(torch.randn(1, 1, 8, 24, 24)).shape == (1, 2)
-    assert "from up to 16 slices above and below" in (configs / "out" / "README.md").read_text()
-    del config["dense"]
-    (configs / "stem.yaml").write_text(yaml.safe_dump(config | {"name": "tiny-stem-alone"}))
-    with pytest.raises(TrainingError, match="takes keep_slices with dense alone"):
-        run(load_config(configs / "stem.yaml"), data, configs / "out", configs / "runs", command="a command")
-
-
 def test_a_second_step_goes_on_with_the_heads_of_the_first(data: Path, configs: Path) -> None:
     first = MST | {"name": "tiny-first", "cross_validate": False}
     first |= {"dense": {"scan_weight": 1.0, "ratings": {"malignancy": [1, 5]}}}
