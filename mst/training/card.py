@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.models.base import ScanClassifier
+from mst.models.packaged import DESCRIPTION, NAME
 from mst.tasks import get_task
 from mst.training.evaluate import BASELINES, LOCALISATION
 
@@ -97,7 +98,7 @@ def _pretrained_encoder(config: dict[str, Any] | None) -> str | None:
     while config:
         name = config.get("model", {}).get("encoder")
         if isinstance(name, str):
-            called = Path(name).name if Path(name).is_dir() else name
+            called = Path(name).name if Path(name).is_dir() else DESCRIPTION if name == NAME else name
             blocks = config["model"].get("encoder_layers")
             return f"the first {blocks} blocks of {called}" if blocks else called
         config = config.get("pretraining")

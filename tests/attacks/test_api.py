@@ -287,8 +287,8 @@ def test_no_answer_names_a_path_of_the_server(server: Server, uploaded: str) -> 
             [{"path": "x"}] * count,
             [[[]]] * count,
             [json.loads("[" * 900 + "]" * 900)] * count,
-            [*good, "chest-ct-mst", "chest-ct-resnet", False, False][:count],
-            [*good, "../chest-ct-mst", "/srv/elsewhere", False, False][:count],
+            [*good, "chest-ct-mst", "chest-ct-resnet", False, False, False][:count],
+            [*good, "../chest-ct-mst", "/srv/elsewhere", False, False, False][:count],
             [*good[:1], "foot", "x", *good[3:], "", "", "x", "x"][:count],
         ):
             answers[f"{event['api_name']} {json.dumps(data)[:200]}"] = by_queue(server, event["id"], data)

@@ -200,7 +200,7 @@ def test_an_answer_on_what_is_no_ct_is_dimmed_and_told(page: Page, url: str, tmp
     _upload(page, tmp_path / "bright.nii.gz")
     page.wait_for_selector("[data-testid=locator]", timeout=60_000)
     _explain(page)
-    expect(page.locator(".mst-predictions [role=alert]")).to_contain_text("do not trust the result")
+    expect(page.locator(".mst-question [role=alert]")).to_contain_text("do not trust the result")
     expect(page.locator(".mst-card").get_by_text("Do not trust this answer")).to_have_count(2)
     for dark in (False, True):
         page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
