@@ -120,7 +120,7 @@ def _verdicts(found: Mapping[str, Metrics]) -> list[str]:
             )
         if cut := metrics.get("cut_to_lesion"):
             verdicts.append(
-                f"- {NAMES[name]}: cut down to the nodule's own slices, {cut['n']} nodules with tissue all around change "
+                f"- {NAMES[name]}: cut down to the nodule's own slices, {cut['n']} cases with tissue all around change "
                 f"their probability by {cut['mean_absolute_change']:.3f} on average."
             )
     return verdicts
