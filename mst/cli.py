@@ -485,6 +485,8 @@ def _predict(args: argparse.Namespace) -> int:
 def _predict_cohort(args: argparse.Namespace) -> int:
     from mst.data import read_manifest
 
+    if args.interval:
+        raise InputError("--interval goes with one SCAN: it asks each model some fourteen times")
     for option in ("center", "side", "mask", "pre", "segment", "hu_shift"):
         if getattr(args, option) is not None:
             raise InputError(

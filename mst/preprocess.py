@@ -8,7 +8,7 @@ makes both directions separable: one linear interpolation per axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ def prepare(
         ScanError: the region lies outside the scan, or all its voxels are the same.
     """
     canonical = scan.canonical()
-    region = locate(canonical, task.plane, task.grid.override(grid or {}), center)
+    region = _not_between(locate(canonical, task.plane, task.grid.override(grid or {}), center))
     values, inside = sample(canonical, region, outside=task.clamp[0] if task.clamp else 0.0)
     if not inside.any():
         raise ScanError("The chosen spot lies outside the scan, so there is nothing to classify.")
@@ -173,12 +173,20 @@ def locate(scan: Scan, plane: Plane, grid: Grid, center: Sequence[float] | np.nd
             # On the scan's own voxels, samples fall on voxel centres: nothing is interpolated.
             at = np.round(at + (0 if count % 2 else 0.5)) - (0 if count % 2 else 0.5)
         offsets = (np.arange(count) - (count - 1) / 2) * step
-        thinner = scan.shape[axis] < step and _within(at, scan.shape[axis])
-        if thinner and not np.any(_within(at + offsets, scan.shape[axis])):
-            offsets = offsets - step / 2  # else the scan would fall between two samples
         # Rounding to a millionth of a voxel keeps float noise from deciding what lies within the scan.
         positions.append(np.round(at + (offsets[::-1] if flip else offsets), 6))
     return Region(plane, grid.shape, (positions[0], positions[1], positions[2]), scan.shape)
+
+
+def _not_between(region: Region) -> Region:
+    """A region with a sample in the scan, where that is thinner than samples lie apart and would fall between two."""
+    positions = list(region.positions)
+    for dimension, (axis, _) in enumerate(AXES[region.plane]):
+        position, count = positions[dimension], region.scan_shape[axis]
+        middle, step = float(position.mean()), _step(position)
+        if count < step and _within(middle, count) and not np.any(_within(position, count)):
+            positions[dimension] = position - step / 2
+    return replace(region, positions=(positions[0], positions[1], positions[2]))
 
 
 def sample(scan: Scan, region: Region, outside: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq, minimize, minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest, norm, rankdata, wilcoxon
 from sklearn.metrics import roc_curve
 
@@ -233,32 +233,6 @@ def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded")
     return float(np.exp(found.x))
-
-
-def fit_platt(truth: np.ndarray, probability: np.ndarray) -> tuple[float, float]:
-    """The (slope, offset) after which a model's log odds are calibrated: the truth's are slope * log odds + offset.
-
-    They minimise the log loss of two-class predictions (Platt, Probabilistic outputs for support vector machines,
-    1999).
-
-    Args:
-        truth, probability: as for `fit_temperature`.
-
-    Returns:
-        the slope, from 0.1 to 10, and the offset, from -5 to 5.
-
-    Raises:
-        ValueError: as for `auc`.
-    """
-    truth = _checked(truth, probability)
-    logit = np.log(np.clip(probability, 1e-9, None)) - np.log(np.clip(1 - probability, 1e-9, None))
-    sign = np.where(truth, 1, -1)
-
-    def loss(line: np.ndarray) -> float:
-        return float(np.logaddexp(0, -sign * (line[0] * logit + line[1])).mean())
-
-    found = minimize(loss, (1.0, 0.0), method="L-BFGS-B", bounds=((0.1, 10), (-5, 5)))
-    return float(found.x[0]), float(found.x[1])
 
 
 def with_temperature(probability: np.ndarray, temperature: float) -> np.ndarray:

@@ -44,7 +44,7 @@ def answer_interval(
     task: Task,
     center: Sequence[float],
     given: ModelInput,
-    calibrations: Sequence[Sequence[float]] = (),
+    temperatures: Sequence[float] = (),
 ) -> Interval:
     """How a model's answer varies.
 
@@ -52,32 +52,28 @@ def answer_interval(
         model: which answers.
         scan, task, center: as for `prepare`; shifts that would leave the scan are left out.
         given: what `prepare` made of them, for the flips.
-        calibrations: of each fold's held-out answers the (slope, offset) of `mst.statistics.fit_platt`, for a model of
-            two classes; none: the model's own temperature.
+        temperatures: that each fold's held-out answers asked for, see `mst.statistics.fit_temperature`; none: the
+            model's own alone.
     """
     with torch.no_grad():
         logits = torch.cat([model(*view) for view in _views(model, scan, task, center, given)])
-    calibrations = calibrations if len(model.classes) == 2 else ()
-    if calibrations:
-        odds = (logits[:, 1] - logits[:, 0]).double()
-        last = torch.cat([(slope * odds + offset).sigmoid() for slope, offset in calibrations])
-        answers = torch.stack([1 - last, last], dim=1)
-    else:
-        answers = (logits.double() / model.temperature).softmax(dim=1)
+    answers = torch.cat(
+        [(logits.double() / value).softmax(dim=1) for value in temperatures or [model.temperature]]
+    )
     ends = np.quantile(answers.numpy(), ((1 - SHARE) / 2, (1 + SHARE) / 2), axis=0)
     classes = {name: (float(low), float(high)) for name, low, high in zip(model.classes, *ends, strict=True)}
-    return Interval(classes, len(logits), len(calibrations))
+    return Interval(classes, len(logits), len(temperatures))
 
 
-def usable_calibrations(metrics: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """The folds' calibrations in a checkpoint's metrics.json; [] where there is none that can be used."""
+def fold_temperatures(metrics: Mapping[str, Any]) -> list[float]:
+    """The folds' temperatures in a checkpoint's metrics.json; [] where there is none that can be used."""
     calibration = metrics.get("calibration")
     folds = calibration.get("folds") if isinstance(calibration, dict) else None
     try:
-        pairs = [(float(slope), float(offset)) for slope, offset in folds or ()]
+        found = [float(value) for value in folds or ()]
     except (TypeError, ValueError):
         return []
-    return pairs if np.isfinite(pairs).all() else []
+    return found if all(0 < value < np.inf for value in found) else []
 
 
 def _views(

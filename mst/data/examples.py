@@ -1,7 +1,7 @@
 """The example scans of the dashboard, all simulated by this project.
 
 The chest nodules have the shapes and ratings that radiologists of LIDC-IDRI gave them (see `mst.data.outlines`); the
-shipped models learnt from no picture and no outline of these patients.
+shipped MST learnt from no picture and no outline of these patients.
 """
 
 from __future__ import annotations

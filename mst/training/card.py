@@ -70,7 +70,7 @@ Command: `{metrics["command"]}` ({metrics["date"]}).
 
 ## Limits
 
-- {_least(metrics)} cases of the rarer class: every figure above is uncertain, as its interval shows.
+- {_least(metrics, model.classes)} cases of the rarer class: every figure above is uncertain, as its interval shows.
 - {_choices(metrics)}
 - The labels are radiologists' ratings, not pathology.
 - The cases come from one collection, round lesions that somebody had marked. {_seen(model)} It saw no other
@@ -239,7 +239,7 @@ def _lesions(metrics: dict[str, Any]) -> str:
     """How well it tells that there is a lesion, and what it owes to where a stack ends."""
     sentences = []
     lesion = metrics.get("lesion", {})
-    for ending, called in (("", "in whole scans"), ("_cut", "where the scan ends in view")):
+    for ending, called in (("", "in the cases as they are"), ("_cut", "where the scan ends in view")):
         if f"auc{ending}" in lesion:
             sentences.append(
                 f"It tells a lesion from what lies beside one, {called}, with an AUC of {lesion[f'auc{ending}']:.3f}: "
@@ -249,7 +249,7 @@ def _lesions(metrics: dict[str, Any]) -> str:
             )
     if cut := metrics.get("cut_to_lesion"):
         sentences.append(
-            f"Cut down to their lesion's own slices, {cut['n']} whole crops change their answers by "
+            f"Cut down to their lesion's own slices, {cut['n']} cases with tissue all around change their answers by "
             f"{cut['mean_absolute_change']:.3f} on average."
         )
     return " ".join(sentences)
@@ -281,5 +281,6 @@ def _counts(labels: dict[str, int]) -> str:
     return ", ".join(f"{count} {label}" for label, count in labels.items())
 
 
-def _least(metrics: dict[str, Any]) -> int:
-    return min(metrics["labels_trained_on"].values())
+def _least(metrics: dict[str, Any], classes: list[str]) -> int:
+    labels = metrics["labels_trained_on"]
+    return min(labels.get(name, 0) for name in classes)

@@ -21,7 +21,7 @@ from mst.preprocess import AXES, prepare
 from mst.saliency import explain
 from mst.saliency.metrics import TOLERANCE_MM, saliency_metrics
 from mst.scans import Scan
-from mst.statistics import auc, brier_score, delong_test, fit_platt, fit_temperature, with_temperature
+from mst.statistics import auc, brier_score, delong_test, fit_temperature, with_temperature
 from mst.training.cases import LoadedCase
 
 OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
@@ -454,8 +454,8 @@ def lesion_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How well lesions are told from regions without one; the threshold keeps 96% of these lesions.
 
     Returns:
-        "kept" and "empty_called" of whole scans ("lesion", "lesion_free") and, with "_cut", of scans that end in view
-        ("lesion_cut", "lesion_beside"); {} where one of the two kinds is missing.
+        "kept" and "empty_called" of scans as they are ("lesion", "lesion_free") and, with "_cut", of scans that end
+        in view ("lesion_cut", "lesion_beside"); {} where one of the two kinds is missing.
     """
     found = {
         name: np.array([float(row[name]) for row in rows if given(row, name)])
@@ -485,8 +485,8 @@ def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str
 
     Returns:
         "temperature" from all folds; "brier" with, for each fold, the temperature of the other folds, so that no case
-        is judged by a temperature that it helped to choose; "brier_uncalibrated"; "folds", the (slope,
-        offset) of each fold alone, for `mst.uncertainty`.
+        is judged by a temperature that it helped to choose; "brier_uncalibrated"; "folds", the
+        temperature of each fold alone, for `mst.uncertainty`.
     """
     pairs = [
         _column([row for row in fold if row["label"] in (classes[0], classes[-1])], "probability", classes)
@@ -502,7 +502,7 @@ def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str
         "temperature": round(fit_temperature(truth, scores), 3),
         "brier": round(brier_score(truth, np.concatenate(calibrated)), 4),
         "brier_uncalibrated": round(brier_score(truth, scores), 4),
-        "folds": [[round(value, 3) for value in fit_platt(*pair)] for pair in pairs],
+        "folds": [round(fit_temperature(*pair), 3) for pair in pairs],
     }
 
 

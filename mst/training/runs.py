@@ -656,7 +656,7 @@ def _sees_simulated(config: Config | None) -> bool:
 
 def _relevant(config: Config) -> Config:
     """The settings that decide what is learnt: not where the data lie, nor how often is saved."""
-    idle = {"data", "file", "dataset", "cross_validate", "card"}
+    idle = {"data", "file", "dataset", "cross_validate"}
     kept = {key: value for key, value in config.items() if key not in idle}
     if kept.get("pretraining"):
         kept["pretraining"] = _relevant(kept["pretraining"])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn.calibration import calibration_curve as sklearn_calibration
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 
 from mst.statistics import (
@@ -13,7 +12,6 @@ from mst.statistics import (
     calibration_curve,
     delong,
     delong_test,
-    fit_platt,
     fit_temperature,
     mcnemar_test,
     operating_point,
@@ -193,15 +191,6 @@ def test_a_temperature_makes_overconfident_probabilities_honest() -> None:
     assert with_temperature(np.array([0.0, 1.0]), 2) == pytest.approx([0, 1], abs=1e-5)
     # Of predictions that are never wrong the bound is the answer, not infinity.
     assert fit_temperature(np.array([True, False]), np.array([0.9, 0.1])) == pytest.approx(0.1, rel=0.01)
-
-
-def test_a_calibration_by_slope_and_offset_is_logistic_regression() -> None:
-    rng = np.random.default_rng(0)
-    logit = rng.normal(0, 2, 500)
-    truth = rng.random(500) < 1 / (1 + np.exp(-(0.5 * logit - 1)))
-    reference = LogisticRegression(C=np.inf).fit(logit[:, None], truth)
-    found = fit_platt(truth, 1 / (1 + np.exp(-logit)))
-    assert found == pytest.approx((reference.coef_[0, 0], reference.intercept_[0]), rel=1e-3)
 
 
 def test_a_proportions_interval_is_wilsons() -> None:

@@ -20,7 +20,7 @@ from mst.preprocess import prepare
 from mst.results import answer_notes, prediction_record, write_results
 from mst.scans import Scan
 from mst.tasks import TASKS
-from mst.uncertainty import Interval, answer_interval, usable_calibrations
+from mst.uncertainty import Interval, answer_interval, fold_temperatures
 
 CHEST = TASKS["chest-ct"]
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
@@ -54,7 +54,7 @@ def interval_of(
     model: SimpleNamespace,
     scan: Scan,
     place: tuple[float, float, float] = (-30, -30, 30),
-    folds: Sequence[Sequence[float]] = (),
+    folds: Sequence[float] = (),
 ) -> tuple[Interval, float, float]:
     given = prepare(scan, CHEST, place, GRID)
     found = answer_interval(model, scan, CHEST, place, given, folds)
@@ -96,11 +96,11 @@ def test_flips_count(scan: Scan) -> None:
     assert (low, high) == pytest.approx((0, 2))
 
 
-def test_the_folds_calibrations_widen_it(scan: Scan) -> None:
+def test_the_folds_temperatures_widen_it(scan: Scan) -> None:
     model = answering(lambda volume: torch.full((len(volume),), 1.0), temperature=9)
-    found, low, high = interval_of(model, scan, folds=[(1, -1), (1, 0), (2, 1)])
+    found, low, high = interval_of(model, scan, folds=[1, 0.5, 2])
     assert found.folds == 3
-    assert (low, high) == pytest.approx((0, 3))
+    assert (low, high) == pytest.approx((0.5, 2))
 
 
 def test_shifts_that_leave_the_scan_are_left_out(scan: Scan) -> None:
@@ -116,10 +116,10 @@ def test_a_slice_transformer_without_positions_is_not_asked_twice_for_the_same(
     assert answer_interval(small_mst, scan, CHEST, (-30, -30, 30), given).views == 4 + 6
 
 
-@pytest.mark.parametrize("folds", [None, "many", [[1]], [["a", 1]], [[1, float("nan")]], 3, {}])
-def test_calibrations_that_cannot_be_used_are_none(folds: object) -> None:
-    assert usable_calibrations({"calibration": {"folds": folds}}) == []
-    assert usable_calibrations({"calibration": folds}) == usable_calibrations({}) == []
+@pytest.mark.parametrize("folds", [None, "many", [[1]], ["a"], [1, float("nan")], [0.5, 0], 3, {}])
+def test_temperatures_that_cannot_be_used_are_none(folds: object) -> None:
+    assert fold_temperatures({"calibration": {"folds": folds}}) == []
+    assert fold_temperatures({"calibration": folds}) == fold_temperatures({}) == []
 
 
 def test_it_is_told_wherever_answers_are(
@@ -127,7 +127,7 @@ def test_it_is_told_wherever_answers_are(
 ) -> None:
     folder = tmp_path / "models" / "chest-ct-resnet"
     save_model(small_resnet, folder)
-    (folder / "metrics.json").write_text(json.dumps({"calibration": {"folds": [[1, -0.5], [1, 0.5]]}}))
+    (folder / "metrics.json").write_text(json.dumps({"calibration": {"folds": [0.5, 2]}}))
     plain = mst.predict(scan, models={"resnet": folder})["resnet"]
     assert plain.interval is None
     results = mst.predict(scan, models={"resnet": folder}, interval=True)
