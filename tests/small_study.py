@@ -26,6 +26,7 @@ ENCODER: dict[str, Any] = {
     "patch_size": 6,
     "num_channels": 1,
 }
+ONE_BLOCK = ENCODER | {"num_hidden_layers": 1}
 RESNET: dict[str, Any] = {
     "name": "tiny-resnet",
     "kind": "classifier",

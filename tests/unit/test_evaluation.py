@@ -15,7 +15,7 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
-from small_study import round_outline
+from small_study import ONE_BLOCK, round_outline
 
 import mst
 from mst import cohort
@@ -50,14 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_nifti(mask, scan.affine, folder / f"m{number}.nii.gz")
         lines.append(f"c{number},i{number}.nii.gz,m{number}.nii.gz,{label}")
     (folder / "cases.csv").write_text("\n".join(lines) + "\n")
-    encoder = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 24,
-        "patch_size": 6,
-        "num_channels": 1,
-    }
+    encoder = ONE_BLOCK
     for seed, name in enumerate(("mst-0", "mst-1")):
         torch.manual_seed(seed)
         save_model(SliceTransformer(grid=GRID, encoder=encoder, slice_heads=2), folder / "models" / name)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_study import ONE_BLOCK
 
 from mst.models import CheckpointError, ResNet3D, SliceTransformer, list_checkpoints, load_model
 from mst.models.loading import save_model
@@ -75,14 +76,7 @@ def test_slice_order_does_not_matter_without_positions(small_mst: SliceTransform
 def test_slice_positions_make_the_order_matter() -> None:
     torch.manual_seed(0)
     model = SliceTransformer(
-        encoder={
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 24,
-            "patch_size": 6,
-            "num_channels": 1,
-        },
+        encoder=ONE_BLOCK,
         slice_heads=2,
         slice_positions=8,
     ).eval()
@@ -93,14 +87,7 @@ def test_slice_positions_make_the_order_matter() -> None:
 
 def _with_fusion(fusion: str) -> SliceTransformer:
     torch.manual_seed(0)
-    encoder = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 24,
-        "patch_size": 6,
-        "num_channels": 1,
-    }
+    encoder = ONE_BLOCK
     return SliceTransformer(
         encoder=encoder, fusion=fusion, fusion_slices=8, bottleneck=4, slice_heads=2
     ).eval()

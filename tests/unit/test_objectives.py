@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_study import ENCODER
 
 from mst.models import load_model
 from mst.models.encoders import build_encoder, encode_tokens
@@ -12,14 +13,6 @@ from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.training.objectives import ClassTraining, DenseHeads, JointTraining
 
-ENCODER: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 24,
-    "patch_size": 6,
-    "num_channels": 1,
-}
 GRID = {"shape": [5, 24, 24], "spacing_mm": [2.0, 1.0, 1.0]}
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from fake_hub import FakeHub
 from safetensors.torch import load_file
-from small_study import write_cases
+from small_study import ONE_BLOCK, write_cases
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from mst.data import ManifestError, read_manifest
@@ -32,21 +32,13 @@ from mst.training.runs import CONFIGS, Study, TrainingError, build_model, load_c
 
 CHEST = TASKS["chest-ct"]
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
-ENCODER = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 24,
-    "patch_size": 6,
-    "num_channels": 1,
-}
 MST = {
     "name": "tiny-mst",
     "kind": "classifier",
     "task": "chest-ct",
     "folds": 2,
     "cross_validate": True,
-    "model": {"architecture": "slice-transformer", "grid": GRID, "encoder": ENCODER, "slice_heads": 2},
+    "model": {"architecture": "slice-transformer", "grid": GRID, "encoder": ONE_BLOCK, "slice_heads": 2},
     "keep_slices": 4,
     "training": {"steps": 4, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
 }
