@@ -24,7 +24,7 @@ from mst.saliency.flips import explain_flips
 from mst.saliency.metrics import saliency_metrics
 from mst.scans import Scan, ScanError, read_mask
 from mst.tasks import Task, get_task
-from mst.uncertainty import Interval, answer_interval, fold_temperatures
+from mst.uncertainty import Interval, answer_interval, fold_calibrations
 from mst.words import LABELS
 
 # A model's short name in results -> the architectures that may stand there, the preferred one first.
@@ -351,7 +351,8 @@ def _predict_one(
     seconds = time.perf_counter() - start
     spread = None
     if interval:
-        spread = answer_interval(model, scan, task, spot.center, given, fold_temperatures(loaded.metrics))
+        folds = fold_calibrations(loaded.metrics)
+        spread = answer_interval(model, scan, task, spot.center, given, probabilities, folds)
     return Prediction(
         checkpoint=checkpoint_name(checkpoint),
         probabilities=dict(zip(model.classes, probabilities, strict=True)),

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq, minimize
+from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata, wilcoxon
 from sklearn.metrics import roc_curve
 
@@ -47,6 +48,23 @@ class AucDifference:
     ci95: tuple[float, float]
     z: float
     p: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes a two-class model's probabilities honest: its log odds z become (z + offset) / temperature.
+
+    Attributes:
+        temperature: above 1 where the model is too sure of itself.
+        offset: above 0 where it gives the second class too little.
+    """
+
+    temperature: float
+    offset: float = 0.0
+
+    def of(self, probability: np.ndarray) -> np.ndarray:
+        """A model's probabilities of the second class -> calibrated ones."""
+        return expit((_log_odds(probability) + self.offset) / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -208,37 +226,35 @@ def brier_score(truth: np.ndarray, probability: np.ndarray) -> float:
     return float(np.mean((np.asarray(probability, float) - np.asarray(truth, float)) ** 2))
 
 
-def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
-    """The temperature by which a model's logits are divided so that its probabilities are calibrated.
+def fit_calibration(truth: np.ndarray, probability: np.ndarray) -> Calibration:
+    """The calibration that minimises the log loss of two-class predictions.
 
-    It minimises the log loss of two-class predictions (Guo et al., On calibration of modern neural networks, ICML
-    2017, section 4.2). One number cannot change which case ranks before which.
+    (Platt, Probabilistic outputs for support vector machines, 1999; Guo et al., On calibration of modern neural
+    networks, ICML 2017, section 4.) It cannot change which case ranks before which.
 
     Args:
         truth: bool [N].
-        probability: float [N], of a model whose temperature was 1.
+        probability: float [N], of a model that was not calibrated.
 
     Returns:
-        the temperature, from 0.1 to 10.
+        a temperature from 0.1 to 10, and at most 10 for offset / temperature.
 
     Raises:
         ValueError: as for `auc`.
     """
     truth = _checked(truth, probability)
-    logit = np.log(np.clip(probability, 1e-9, None)) - np.log(np.clip(1 - probability, 1e-9, None))
-    signed = np.where(truth, logit, -logit)
+    log_odds = _log_odds(probability)
+    sign = np.where(truth, -1.0, 1.0)
 
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -signed / np.exp(log_temperature)).mean())
+    def loss(at: np.ndarray) -> float:
+        return float(np.logaddexp(0, sign * (at[0] * log_odds + at[1])).mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded")
-    return float(np.exp(found.x))
+    slope, intercept = minimize(loss, (1.0, 0.0), bounds=[(0.1, 10), (-10, 10)], method="L-BFGS-B").x
+    return Calibration(1 / float(slope), float(intercept / slope))
 
 
-def with_temperature(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """Two-class probabilities of a model whose temperature was 1, as they are at another."""
-    odds = (np.clip(1 - probability, 1e-12, 1) / np.clip(probability, 1e-12, 1)) ** (1 / temperature)
-    return 1 / (1 + odds)
+def _log_odds(probability: np.ndarray) -> np.ndarray:
+    return logit(np.clip(np.asarray(probability, float), 1e-9, 1 - 1e-9))
 
 
 def calibration_curve(

@@ -17,6 +17,7 @@ from mst.models.base import ScanClassifier
 from mst.preprocess import ModelInput, prepare
 from mst.saliency.flips import flipped, flips_of
 from mst.scans import Scan
+from mst.statistics import Calibration
 from mst.tasks import Task
 
 SHIFT_MM = 2.0  # to both sides, along each of the three axes
@@ -44,7 +45,8 @@ def answer_interval(
     task: Task,
     center: Sequence[float],
     given: ModelInput,
-    temperatures: Sequence[float] = (),
+    answer: Sequence[float],
+    folds: Sequence[Calibration] = (),
 ) -> Interval:
     """How a model's answer varies.
 
@@ -52,28 +54,36 @@ def answer_interval(
         model: which answers.
         scan, task, center: as for `prepare`; shifts that would leave the scan are left out.
         given: what `prepare` made of them, for the flips.
-        temperatures: that each fold's held-out answers asked for, see `mst.statistics.fit_temperature`; none: the
-            model's own alone.
+        answer: the probabilities that the model gave, which the interval holds too.
+        folds: what each fold's held-out answers asked for beyond the model's own calibration; none: that alone.
     """
     with torch.no_grad():
         logits = torch.cat([model(*view) for view in _views(model, scan, task, center, given)])
-    answers = torch.cat(
-        [(logits.double() / value).softmax(dim=1) for value in temperatures or [model.temperature]]
-    )
-    ends = np.quantile(answers.numpy(), ((1 - SHARE) / 2, (1 + SHARE) / 2), axis=0)
-    classes = {name: (float(low), float(high)) for name, low, high in zip(model.classes, *ends, strict=True)}
-    return Interval(classes, len(logits), len(temperatures))
+    answers = []
+    for fold in folds or [Calibration(model.temperature)]:
+        moved = logits.to(torch.float64, copy=True)
+        moved[:, -1] += fold.offset
+        answers.append((moved / fold.temperature).softmax(dim=1))
+    low, high = np.quantile(torch.cat(answers).numpy(), ((1 - SHARE) / 2, (1 + SHARE) / 2), axis=0)
+    ends = np.minimum(low, answer).tolist(), np.maximum(high, answer).tolist()
+    return Interval(dict(zip(model.classes, zip(*ends, strict=True), strict=True)), len(logits), len(folds))
 
 
-def fold_temperatures(metrics: Mapping[str, Any]) -> list[float]:
-    """The folds' temperatures in a checkpoint's metrics.json; [] where there is none that can be used."""
-    calibration = metrics.get("calibration")
-    folds = calibration.get("folds") if isinstance(calibration, dict) else None
+def fold_calibrations(metrics: Mapping[str, Any]) -> list[Calibration]:
+    """What the folds in a checkpoint's metrics.json ask for beyond the model's own calibration.
+
+    The model's own offset is in its weights. [] where there is none that can be used.
+    """
+    own = metrics.get("calibration")
     try:
-        found = [float(value) for value in folds or ()]
-    except (TypeError, ValueError):
+        found = [
+            Calibration(float(fold["temperature"]), float(fold["offset"]) - float(own["offset"]))  # type: ignore[index]
+            for fold in own["folds"]  # type: ignore[index]
+        ]
+    except (KeyError, TypeError, ValueError):
         return []
-    return found if all(0 < value < np.inf for value in found) else []
+    usable = all(0 < fold.temperature < np.inf and np.isfinite(fold.offset) for fold in found)
+    return found if usable else []
 
 
 def _views(

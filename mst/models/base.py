@@ -99,7 +99,7 @@ class ScanClassifier(
 
     def classify(self, vector: Tensor) -> Tensor:
         """The scan's vector [B, width] -> logits [B, C]."""
-        raise TypeError(f"{type(self).__name__} does not say how it computes logits")
+        return self.class_head(vector)
 
     def forward(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Volume float32 [B, 1, D, H, W], padding_mask bool [B, D] (True: padding) -> logits [B, C]."""
@@ -116,10 +116,22 @@ class ScanClassifier(
             ValueError: it is another number of slices, rows or columns than the model is built for.
         """
 
-    def set_temperature(self, temperature: float) -> None:
-        """Calibrates the model, also in the config.json that it is saved with."""
+    @property
+    def class_head(self) -> nn.Linear:
+        """From the scan's vector to the classes' logits."""
+        raise TypeError(f"{type(self).__name__} does not say what classifies its scans")
+
+    def calibrate(self, temperature: float, offset: float) -> None:
+        """Calibrates the model, also as it is saved; see `mst.statistics.Calibration`.
+
+        Args:
+            temperature: goes into config.json.
+            offset: is added to the bias of the last class.
+        """
         self.temperature = float(temperature)
         self._in_config("temperature", self.temperature)
+        with torch.no_grad():
+            self.class_head.bias[-1] += offset
 
     def set_lesion_threshold(self, threshold: float) -> None:
         """Decides from which probability on a lesion is seen, also in the config.json that it is saved with."""

@@ -71,7 +71,7 @@ class ResNet3D(ScanClassifier):
             bias_downsample=shortcut_bias,
             num_classes=len(classes),
         )
-        self.build_beside(cast(nn.Linear, self.model.fc).in_features)
+        self.build_beside(self.class_head.in_features)
 
     def features(self, volume: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The last feature map: volume [B, 1, D, H, W] -> [B, channels, d, h, w], after the last ReLU.
@@ -95,6 +95,14 @@ class ResNet3D(ScanClassifier):
         """See `ScanClassifier`."""
         return self.pool(self.features(volume, padding_mask))
 
-    def classify(self, vector: Tensor) -> Tensor:
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Voxels of the volume from one place of the last feature map to the next: place i is centred on i * stride."""
+        first = cast(nn.Conv3d, self.model.conv1).stride
+        more = 8 if self.model.no_max_pool else 16
+        return first[0] * more, first[1] * more, first[2] * more
+
+    @property
+    def class_head(self) -> nn.Linear:
         """See `ScanClassifier`."""
-        return cast(nn.Linear, self.model.fc)(vector)
+        return cast(nn.Linear, self.model.fc)

@@ -156,9 +156,10 @@ class SliceClassifier(ScanClassifier):
         """See `ScanClassifier`."""
         return self.fuse_slices(self.encode_slices(volume, padding_mask), padding_mask)
 
-    def classify(self, vector: Tensor) -> Tensor:
+    @property
+    def class_head(self) -> nn.Linear:
         """See `ScanClassifier`."""
-        return self.linear(vector)
+        return self.linear
 
     @torch.no_grad()
     def weigh_slices(

@@ -21,7 +21,7 @@ from mst.preprocess import AXES, prepare
 from mst.saliency import explain
 from mst.saliency.metrics import TOLERANCE_MM, saliency_metrics
 from mst.scans import Scan
-from mst.statistics import auc, brier_score, delong_test, fit_temperature, with_temperature
+from mst.statistics import Calibration, auc, brier_score, delong_test, fit_calibration
 from mst.training.cases import LoadedCase
 
 OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
@@ -481,12 +481,12 @@ def lesion_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str]) -> dict[str, Any]:
-    """The temperature that the held-out predictions ask for, and what it gains.
+    """The calibration that the held-out predictions ask for, and what it gains; see `mst.statistics.Calibration`.
 
     Returns:
-        "temperature" from all folds; "brier" with, for each fold, the temperature of the other folds, so that no case
-        is judged by a temperature that it helped to choose; "brier_uncalibrated"; "folds", the
-        temperature of each fold alone, for `mst.uncertainty`.
+        "temperature" and "offset" from all folds; "brier" with, for each fold, the calibration of the other folds, so
+        that no case is judged by one that it helped to choose; "brier_uncalibrated"; "folds", {"temperature",
+        "offset"} of each fold alone, for `mst.uncertainty`.
     """
     pairs = [
         _column([row for row in fold if row["label"] in (classes[0], classes[-1])], "probability", classes)
@@ -496,14 +496,17 @@ def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str
     calibrated = []
     for k, (_, held_out) in enumerate(pairs):
         others = [pair for i, pair in enumerate(pairs) if i != k] or pairs
-        temperature = fit_temperature(*(np.concatenate(parts) for parts in zip(*others, strict=True)))
-        calibrated.append(with_temperature(held_out, temperature))
-    return {
-        "temperature": round(fit_temperature(truth, scores), 3),
+        found = fit_calibration(*(np.concatenate(parts) for parts in zip(*others, strict=True)))
+        calibrated.append(found.of(held_out))
+    return _rounded(fit_calibration(truth, scores)) | {
         "brier": round(brier_score(truth, np.concatenate(calibrated)), 4),
         "brier_uncalibrated": round(brier_score(truth, scores), 4),
-        "folds": [round(fit_temperature(*pair), 3) for pair in pairs],
+        "folds": [_rounded(fit_calibration(*pair)) for pair in pairs],
     }
+
+
+def _rounded(found: Calibration) -> dict[str, float]:
+    return {"temperature": round(found.temperature, 3), "offset": round(found.offset, 3)}
 
 
 def _column(

@@ -539,7 +539,7 @@ def publish(
         folds = [read_rows(file) for file in files]
         metrics = summarise(folds, study.task.classes)
         metrics["calibration"] = calibration(folds, study.task.classes)
-        model.set_temperature(metrics["calibration"]["temperature"])
+        model.calibrate(metrics["calibration"]["temperature"], metrics["calibration"]["offset"])
         if "usual_distance" in metrics and model.familiar is not None:
             limit = metrics["usual_distance"]
             model.set_familiar(

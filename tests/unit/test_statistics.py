@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn.calibration import calibration_curve as sklearn_calibration
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 
 from mst.statistics import (
+    Calibration,
     auc,
     brier_score,
     calibration_curve,
     delong,
     delong_test,
-    fit_temperature,
+    fit_calibration,
     mcnemar_test,
     operating_point,
     proportion_ci95,
     wilcoxon_test,
-    with_temperature,
     youden_point,
 )
 
@@ -181,16 +182,29 @@ def test_calibration_and_brier_are_scikit_learns() -> None:
     assert len(calibration_curve(truth[:12], probability[:12])) == 2
 
 
-def test_a_temperature_makes_overconfident_probabilities_honest() -> None:
+def test_a_calibration_makes_overconfident_probabilities_honest() -> None:
     rng = np.random.default_rng(0)
     honest = rng.uniform(0.02, 0.98, 4000)
     truth = rng.random(4000) < honest
-    bold = with_temperature(honest, 1 / 3)
-    assert fit_temperature(truth, bold) == pytest.approx(3, rel=0.1)
-    assert with_temperature(bold, 3) == pytest.approx(honest)
-    assert with_temperature(np.array([0.0, 1.0]), 2) == pytest.approx([0, 1], abs=1e-5)
-    # Of predictions that are never wrong the bound is the answer, not infinity.
-    assert fit_temperature(np.array([True, False]), np.array([0.9, 0.1])) == pytest.approx(0.1, rel=0.01)
+    bold = Calibration(1 / 3, 0.4).of(honest)  # z becomes 3 z + 1.2
+    found = fit_calibration(truth, bold)
+    assert (found.temperature, found.offset) == pytest.approx((3, -1.2), rel=0.1, abs=0.15)
+    assert Calibration(3, -1.2).of(bold) == pytest.approx(honest)
+    assert Calibration(2, 0).of(np.array([0.0, 1.0])) == pytest.approx([0, 1], abs=1e-4)
+    # Predictions that are never wrong ask for no more than the bound.
+    found = fit_calibration(np.array([True, False]), np.array([0.9, 0.1]))
+    assert 0.1 <= found.temperature < 0.3
+    assert found.offset == pytest.approx(0, abs=1e-6)
+
+
+def test_a_calibration_is_scikit_learns_logistic_regression() -> None:
+    rng = np.random.default_rng(2)
+    log_odds = rng.normal(0.5, 1, 300)
+    truth = rng.random(300) < 1 / (1 + np.exp(1 - 2 * log_odds))
+    known = LogisticRegression(C=np.inf).fit(log_odds[:, None], truth)
+    found = fit_calibration(truth, 1 / (1 + np.exp(-log_odds)))
+    assert 1 / found.temperature == pytest.approx(known.coef_[0, 0], rel=1e-3)
+    assert found.offset / found.temperature == pytest.approx(known.intercept_[0], rel=1e-3)
 
 
 def test_a_proportions_interval_is_wilsons() -> None:

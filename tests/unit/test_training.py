@@ -209,6 +209,10 @@ def test_cross_validation_training_and_card(data: Path, configs: Path, capsys) -
     metrics = json.loads((configs / "out" / "metrics.json").read_text())
     assert metrics["n_benign"] == metrics["n_malignant"] == 4
     assert model.temperature == metrics["calibration"]["temperature"] != 1
+    before = load_model(configs / "runs" / "tiny-mst" / "all" / "model")
+    moved = (model.class_head.bias - before.class_head.bias).tolist()
+    assert moved == pytest.approx([0, metrics["calibration"]["offset"]], abs=2e-3)
+    assert abs(moved[1]) > 0.01
     assert metrics["auc_ci95"][0] <= metrics["auc"] <= metrics["auc_ci95"][1]
     assert "cross-validation by patient" in metrics["protocol"]
     card = (configs / "out" / "README.md").read_text()

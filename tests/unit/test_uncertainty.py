@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 import mst
@@ -19,10 +20,12 @@ from mst.models.loading import save_model
 from mst.preprocess import prepare
 from mst.results import answer_notes, prediction_record, write_results
 from mst.scans import Scan
+from mst.statistics import Calibration
 from mst.tasks import TASKS
-from mst.uncertainty import Interval, answer_interval, fold_temperatures
+from mst.uncertainty import Interval, answer_interval, fold_calibrations
 
 CHEST = TASKS["chest-ct"]
+FOLDS = {"offset": 0, "folds": [{"temperature": 0.5, "offset": 0}, {"temperature": 2, "offset": 0}]}
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
 
 
@@ -54,10 +57,11 @@ def interval_of(
     model: SimpleNamespace,
     scan: Scan,
     place: tuple[float, float, float] = (-30, -30, 30),
-    folds: Sequence[float] = (),
+    folds: Sequence[Calibration] = (),
+    answer: float = 0.5,
 ) -> tuple[Interval, float, float]:
     given = prepare(scan, CHEST, place, GRID)
-    found = answer_interval(model, scan, CHEST, place, given, folds)
+    found = answer_interval(model, scan, CHEST, place, given, (1 - answer, answer), folds)
     low, high = found.classes["malignant"]
     assert found.classes["benign"] == pytest.approx((1 - high, 1 - low))
     return found, _log_odds(low), _log_odds(high)
@@ -69,9 +73,9 @@ def _log_odds(p: float) -> float:
 
 def test_an_answer_that_does_not_depend_on_the_view_is_one_number(scan: Scan) -> None:
     model = answering(lambda volume: torch.full((len(volume),), 0.6), temperature=2)
-    found, low, high = interval_of(model, scan)
+    found, low, high = interval_of(model, scan, answer=expit(0.3))
     assert (found.views, found.folds) == (8 + 6, 0)
-    assert low == high == pytest.approx(0.3)
+    assert (low, high) == pytest.approx((0.3, 0.3))
 
 
 def test_shifts_of_the_spot_are_by_two_millimetres(scan: Scan) -> None:
@@ -96,11 +100,18 @@ def test_flips_count(scan: Scan) -> None:
     assert (low, high) == pytest.approx((0, 2))
 
 
-def test_the_folds_temperatures_widen_it(scan: Scan) -> None:
+def test_the_folds_calibrations_widen_it(scan: Scan) -> None:
     model = answering(lambda volume: torch.full((len(volume),), 1.0), temperature=9)
-    found, low, high = interval_of(model, scan, folds=[1, 0.5, 2])
+    folds = [Calibration(1), Calibration(0.5, 0.5), Calibration(2)]
+    found, low, high = interval_of(model, scan, folds=folds, answer=expit(1))
     assert found.folds == 3
-    assert (low, high) == pytest.approx((0.5, 2))
+    assert (low, high) == pytest.approx((0.5, 3))
+
+
+def test_it_holds_the_answer_itself(scan: Scan) -> None:
+    model = answering(lambda volume: torch.full((len(volume),), 1.0))
+    assert interval_of(model, scan, answer=expit(0.2))[1:] == pytest.approx((0.2, 1))
+    assert interval_of(model, scan, answer=expit(1.2))[1:] == pytest.approx((1, 1.2))
 
 
 def test_shifts_that_leave_the_scan_are_left_out(scan: Scan) -> None:
@@ -113,13 +124,32 @@ def test_a_slice_transformer_without_positions_is_not_asked_twice_for_the_same(
     scan: Scan, small_mst: SliceTransformer
 ) -> None:
     given = prepare(scan, CHEST, (-30, -30, 30), small_mst.grid)
-    assert answer_interval(small_mst, scan, CHEST, (-30, -30, 30), given).views == 4 + 6
+    assert answer_interval(small_mst, scan, CHEST, (-30, -30, 30), given, (0.5, 0.5)).views == 4 + 6
 
 
-@pytest.mark.parametrize("folds", [None, "many", [[1]], ["a"], [1, float("nan")], [0.5, 0], 3, {}])
-def test_temperatures_that_cannot_be_used_are_none(folds: object) -> None:
-    assert fold_temperatures({"calibration": {"folds": folds}}) == []
-    assert fold_temperatures({"calibration": folds}) == fold_temperatures({}) == []
+def test_a_folds_offset_is_what_it_asks_for_beyond_the_models_own() -> None:
+    own = {"temperature": 0.5, "offset": -0.3, "folds": [{"temperature": 0.4, "offset": -0.1}]}
+    (fold,) = fold_calibrations({"calibration": own})
+    assert (fold.temperature, fold.offset) == pytest.approx((0.4, 0.2))
+
+
+@pytest.mark.parametrize(
+    "folds",
+    [
+        None,
+        "many",
+        [0.5, 2],
+        [{"temperature": 1}],
+        [{"temperature": "a", "offset": 0}],
+        [{"temperature": 1, "offset": float("nan")}],
+        [{"temperature": 1, "offset": 0}, {"temperature": 0, "offset": 0}],
+        3,
+        {},
+    ],
+)
+def test_calibrations_that_cannot_be_used_are_none(folds: object) -> None:
+    assert fold_calibrations({"calibration": {"offset": 0, "folds": folds}}) == []
+    assert fold_calibrations({"calibration": folds}) == fold_calibrations({}) == []
 
 
 def test_it_is_told_wherever_answers_are(
@@ -127,7 +157,7 @@ def test_it_is_told_wherever_answers_are(
 ) -> None:
     folder = tmp_path / "models" / "chest-ct-resnet"
     save_model(small_resnet, folder)
-    (folder / "metrics.json").write_text(json.dumps({"calibration": {"folds": [0.5, 2]}}))
+    (folder / "metrics.json").write_text(json.dumps({"calibration": FOLDS}))
     plain = mst.predict(scan, models={"resnet": folder})["resnet"]
     assert plain.interval is None
     results = mst.predict(scan, models={"resnet": folder}, interval=True)
