@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, avg_pool3d, pad
 from torch.utils.data import Dataset
 
 from mst.preprocess import AXES
@@ -76,6 +76,36 @@ def rating_targets(case: LoadedCase, view: View, ratings: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
+class PlaceTargets:
+    """What the dense objective asks of a 3D ResNet's last feature map.
+
+    Attributes:
+        stride: see `ResNet3D.stride`.
+        ratings: to predict, see `rating_targets`.
+    """
+
+    stride: tuple[int, int, int]
+    ratings: dict[str, list[float]]
+
+    def of(self, case: LoadedCase, sample: Sample) -> dict[str, Tensor]:
+        """Targets of a sample that was drawn with its mask.
+
+        Returns:
+            "places" float32 [d, h, w], the share that the lesion fills of a box of `stride` voxels round each place;
+            "ratings" as `rating_targets` gives them.
+        """
+        assert sample.mask is not None
+        around: list[
+            int
+        ] = []  # tissue to add before and behind, from the last axis to the first, as `pad` wants it
+        for size, step in zip(sample.mask.shape[::-1], self.stride[::-1], strict=True):
+            before = step // 2
+            around += [before, -(-size // step) * step - size - before]
+        places = avg_pool3d(pad(sample.mask[None], around), self.stride)
+        return {"places": places[0], "ratings": rating_targets(case, sample.view, self.ratings)}
+
+
+@dataclass(frozen=True)
 class DenseTargets:
     """What the dense objective asks of slices.
 
@@ -134,7 +164,7 @@ class VolumeDraws(Dataset):
         seed: int = 0,
         weights: np.ndarray | None = None,
         keep_slices: int | None = None,
-        dense: DenseTargets | None = None,
+        dense: DenseTargets | PlaceTargets | None = None,
         ratings: dict[str, list[float]] | None = None,
         free: float = 0.0,
         focus: float = 0.0,

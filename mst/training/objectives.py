@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 
 from mst.models.base import ScanClassifier
 from mst.models.encoders import Encoder, encode_tokens, registers
+from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.models.slices import kept_slices, on_all_slices
 from mst.training import processes
@@ -97,6 +98,54 @@ class ClassTraining(nn.Module):
             return loss
         assert ratings is not None
         return loss + self.rating_weight * rating_loss(self.rating_head(vector), ratings)
+
+
+class MapTraining(nn.Module):
+    """A 3D ResNet trained to classify, with the dense objective on its last feature map beside it.
+
+    Each place of the map tells whether there is lesion around it, and the ratings where there is.
+
+    Args:
+        model: trained in place.
+        ratings: how many ratings are predicted.
+        weight: of the dense objective.
+        scan_weight: of telling the ratings from the scan's vector; 0: it is not asked.
+    """
+
+    def __init__(self, model: ResNet3D, ratings: int, weight: float = 0.5, scan_weight: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.weight, self.scan_weight = model, weight, scan_weight
+        self.place_head = nn.Linear(model.width, 1 + ratings)
+        self.scan_head = nn.Linear(model.width, ratings) if scan_weight else None
+
+    def forward(
+        self,
+        volume: Tensor,
+        padding_mask: Tensor,
+        probability: Tensor,
+        places: Tensor,
+        ratings: Tensor,
+        lesion: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            volume, padding_mask, probability, ratings, lesion: as in `JointTraining`.
+            places: float32 [B, d, h, w], share of the tissue around each place of the map that the lesion fills.
+        """
+        features = self.model.features(volume, padding_mask if padding_mask.any() else None)
+        vector = self.model.pool(features)
+        loss = class_loss(self.model, vector, probability, lesion)
+        logits = self.place_head(features.flatten(2).transpose(1, 2)).float()  # [B, d * h * w, 1 + R]
+        share = places.flatten(1)
+        dense = cross_entropy(logits[..., 0], (share > MIN_AREA).float())
+        targets = ratings[:, None].expand(-1, share.shape[1], -1)
+        each = cross_entropy(logits[..., 1:], targets.nan_to_num(), reduction="none")
+        dense = dense + _mean(each, share[..., None] * ~targets.isnan())
+        loss = loss + self.weight * dense
+        if self.scan_head is None:
+            return loss
+        return loss + self.scan_weight * rating_loss(self.scan_head(vector), ratings)
 
 
 class JointTraining(nn.Module):

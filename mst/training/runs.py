@@ -34,7 +34,9 @@ from mst.models.base import ScanClassifier
 from mst.models.encoders import EncoderError
 from mst.models.loading import ARCHITECTURES, METRICS, load_model, save_model
 from mst.models.packaged import pretrained_encoder
+from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
+from mst.models.slices import SliceClassifier
 from mst.saliency import explain
 from mst.tasks import Grid, get_task
 from mst.training import processes
@@ -43,6 +45,7 @@ from mst.training.card import write_card
 from mst.training.cases import LoadedCase, load_cases, split
 from mst.training.datasets import (
     DenseTargets,
+    PlaceTargets,
     ValidationVolumes,
     VolumeDraws,
     balanced,
@@ -50,7 +53,7 @@ from mst.training.datasets import (
     reader_weights,
 )
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
-from mst.training.objectives import ClassTraining, JointTraining
+from mst.training.objectives import ClassTraining, JointTraining, MapTraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
 from mst.training.table import read_folds, table
 from mst.training.trainer import best_evaluation, fit
@@ -374,15 +377,31 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         raise TrainingError(
             f"{config['file']}: free needs cases with masks and tissue beside the lesion; there is none among these."
         )
+    for setting, kind in (("keep_slices", SliceClassifier), ("window", SliceTransformer)):
+        if config.get(setting) and not isinstance(model, kind):
+            raise TrainingError(f"{config['file']}: {setting} is not for this architecture.")
     trained: nn.Module = model
-    dense, ratings = None, None
+    dense: DenseTargets | PlaceTargets | None = None
+    ratings = None
     if asked := config.get("scan_ratings"):
         ratings = asked.get("ratings", {})
         trained = ClassTraining(model, len(ratings) + 1, asked.get("weight", 0.5))
     elif free:
         trained = ClassTraining(model)
-    if beside := config.get("dense"):
-        assert isinstance(model, SliceTransformer)
+    beside = config.get("dense")
+    if beside and isinstance(model, ResNet3D):
+        dense = PlaceTargets(model.stride, beside.get("ratings", {}))
+        trained = MapTraining(
+            model,
+            len(dense.ratings) + 1,
+            beside.get("weight", 0.5),
+            scan_weight=beside.get("scan_weight", 0.0),
+        )
+    elif beside:
+        if not isinstance(model, SliceTransformer):
+            raise TrainingError(
+                f"{config['file']}: dense is for a slice-transformer or a resnet3d; see scan_ratings."
+            )
         dense = DenseTargets(model.patch, beside.get("ratings", {}))
         trained = JointTraining(
             model,

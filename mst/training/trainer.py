@@ -30,7 +30,7 @@ from transformers import (
 
 from mst.training import processes
 from mst.training.logs import Progress, tensorboard_log, wandb_log
-from mst.training.objectives import ClassTraining, JointTraining
+from mst.training.objectives import ClassTraining, JointTraining, MapTraining
 from mst.training.settings import TrainingError, TrainingSettings
 
 COMPLETE = "complete"  # an empty file, written into a checkpoint of the run after everything else
@@ -141,7 +141,7 @@ class StudyTrainer(Trainer):
 def classifier_of(model: nn.Module) -> nn.Module:
     """The classifier within what is trained, which may be the classifier itself."""
     inner = getattr(model, "module", model)  # of DistributedDataParallel
-    return inner.model if isinstance(inner, JointTraining | ClassTraining) else model
+    return inner.model if isinstance(inner, JointTraining | ClassTraining | MapTraining) else model
 
 
 def layer_share(name: str, model: nn.Module, layer_decay: float | None) -> float:

@@ -1,7 +1,9 @@
 """What models are trained for, and the class token that joins the last blocks alone."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_study import ENCODER
@@ -11,7 +13,9 @@ from mst.models.encoders import build_encoder, encode_tokens
 from mst.models.loading import save_model
 from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
-from mst.training.objectives import ClassTraining, DenseHeads, JointTraining
+from mst.training.augment import Sample, View
+from mst.training.datasets import PlaceTargets
+from mst.training.objectives import MIN_AREA, ClassTraining, DenseHeads, JointTraining, MapTraining
 
 GRID = {"shape": [5, 24, 24], "spacing_mm": [2.0, 1.0, 1.0]}
 
@@ -132,3 +136,63 @@ def test_any_model_can_be_asked_for_the_ratings(small_resnet: ResNet3D) -> None:
     wanted = [(told[0, 0], 0.25), (told[0, 2], 1.0), (told[1, 2], 0.5)]
     each = [-(target * p.log() + (1 - target) * (1 - p).log()) for p, target in wanted]
     assert torch.isclose(gained, 0.5 * torch.stack(each).mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((33, 33, 33), {"first_stride": 2, "max_pool": False}),
+        ((40, 40, 40), {"first_stride": 2, "max_pool": False}),
+        ((8, 24, 24), {"max_pool": True}),
+        ((32, 112, 112), {"first_stride": [2, 4, 4]}),
+    ],
+)
+def test_a_3d_resnets_map_is_asked_for_the_lesion_where_its_places_lie(
+    shape: tuple[int, int, int], settings: dict[str, Any]
+) -> None:
+    model = ResNet3D(depth=10, width=2, first_kernel=3, **settings).eval()
+    # A place is moved by what lies within half a stride of it, and its middle is i * stride.
+    case: Any = SimpleNamespace(case=SimpleNamespace(ratings={}), diameter_mm=None)
+    targets = PlaceTargets(model.stride, {})
+    with torch.no_grad():
+        size = model.features(torch.zeros(1, 1, *shape)).shape[2:]
+    place = [n - 1 for n in size]
+    mask = torch.zeros(shape)
+    mask[tuple(min(i * step, n - 1) for i, step, n in zip(place, model.stride, shape, strict=True))] = 1
+    view = View(1.0, 0.0, np.zeros(3), np.ones(3), False)
+    found = targets.of(case, Sample(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.bool), mask, view))
+    assert found["places"].shape == size
+    assert found["places"].nonzero().tolist() == [place]
+    assert found["ratings"].isnan().all()
+
+
+def test_a_3d_resnet_learns_where_the_lesion_is() -> None:
+    torch.manual_seed(0)
+    model = ResNet3D(depth=10, width=4, first_kernel=3, first_stride=2, max_pool=False)
+    trained = MapTraining(model, 2, scan_weight=0.5)
+    volume, padding = torch.randn(4, 1, 17, 33, 33), torch.zeros(4, 17, dtype=torch.bool)
+    places = torch.zeros(4, 2, 3, 3)
+    for number in range(3):  # the last one holds none
+        volume[number, 0, :8, 16 * (number % 3) : 16 * (number % 3) + 6, :6] += 6
+        places[number, 0, number % 3, 0] = 0.5
+    ratings = torch.tensor([[0.2, 0.9], [0.8, float("nan")], [0.5, 0.1], [float("nan")] * 2])
+    given = {
+        "probability": torch.tensor([0.0, 1.0, 0.0, 0.5]),
+        "places": places,
+        "ratings": ratings,
+        "lesion": torch.tensor([1.0, 1.0, 1.0, 0.0]),
+    }
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = trained(volume, padding, **given)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    logits = trained.place_head(model.features(volume).flatten(2).transpose(1, 2))[..., 0]
+    assert (logits[:3].argmax(dim=1) == (places > MIN_AREA)[:3].flatten(1).int().argmax(dim=1)).all()
+    # Without any lesion there is nothing to rate.
+    nothing = given | {"places": torch.zeros(4, 2, 3, 3), "ratings": torch.full((4, 2), float("nan"))}
+    assert trained(volume, padding, **nothing).isfinite()

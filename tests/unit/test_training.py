@@ -416,6 +416,36 @@ def test_the_mst_with_a_2d_resnet_trains_like_the_others(data: Path, tmp_path: P
     assert "Medical Slice Transformer with a 2D ResNet" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_3d_resnet_trains_with_the_dense_objective(data: Path, configs: Path) -> None:
+    dense = "dense={weight: 1, scan_weight: 1, ratings: {margin: [1, 5]}}"
+    config = load_config(configs / "resnet.yaml", [dense, "model.lesion_threshold=0.5"])
+    before = build_model(config, Study(data, config, configs / "runs")).state_dict()
+    run(config, data, configs / "out", configs / "runs", ["all"])
+    after = load_model(configs / "runs" / "tiny-resnet" / "all" / "model").state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {"model.conv1.weight", "model.fc.weight"} <= moved
+    assert set(before) == {
+        name for name in after if not name.startswith("familiar_")
+    }  # no head is left in it
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "told"),
+    [
+        (MST_RESNET, ["dense={weight: 1}"], "dense is for a slice-transformer or a resnet3d"),
+        (MST_RESNET, ["dense={weight: 1}", "window=2"], "window is not for this architecture"),
+        (RESNET, ["dense={weight: 1}", "window=2"], "window is not for this architecture"),
+        (RESNET, ["keep_slices=4"], "keep_slices is not for this architecture"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_said(
+    data: Path, tmp_path: Path, config: dict, changes: list[str], told: str
+) -> None:
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(TrainingError, match=rf"some\.yaml: {told}"):
+        run(load_config(tmp_path / "some.yaml", changes), data, tmp_path / "out", tmp_path / "runs")
+
+
 @pytest.fixture
 def dinov2(tmp_path: Path) -> Callable[[int], Path]:
     """Makes folders like facebook/dinov2-small and facebook/dinov2-with-registers-small, but tiny."""
