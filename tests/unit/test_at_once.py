@@ -150,4 +150,4 @@ def test_many_whole_predictions_at_once_and_each_checkpoint_is_loaded_once(
         for name in ("mst", "resnet"):
             assert abs(one[name].logits - other[name].logits).max() <= 1e-6
             assert abs(one[name].saliency - other[name].saliency).max() <= 1e-6
-            assert abs(one[name].slice_profile - other[name].slice_profile).max() <= 1e-6
+            assert abs(one[name].map.profile - other[name].map.profile).max() <= 1e-6
