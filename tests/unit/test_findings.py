@@ -116,7 +116,7 @@ def test_a_map_knows_its_place_in_the_scan(scan: Scan) -> None:
     along = made.profile
     assert along.max() == made.values.max()
     # The place of the maximum, by its millimetres.
-    peak = np.unravel_index(whole.argmax(), whole.shape)
+    peak = np.array(np.unravel_index(whole.argmax(), whole.shape))
     on_canonical = np.unravel_index(made.values.argmax(), made.values.shape) + made.region.bounds[:, 0]
     assert np.allclose(scan.voxel_to_world(peak), scan.canonical().voxel_to_world(on_canonical))
 

@@ -257,7 +257,8 @@ def test_an_answer_that_is_not_to_be_trusted_is_dimmed_and_says_so(
 def test_cards_say_what_was_measured(scan: Scan, results: dict) -> None:
     measures = {"pointing_game": True, "top_slice_in_lesion": True, "share_inside": 0.344}
     for hit, words in ((True, "maximum lies within 2 mm of"), (False, "maximum does not lie within 2 mm of")):
-        result = replace(results["mst"], metrics=measures | {"pointing_game": hit})
+        made = replace(results["mst"].map, metrics=measures | {"pointing_game": hit})
+        result = replace(results["mst"], maps=(made,))
         assert words in prediction_cards(CHEST, {"mst": result})
 
 
