@@ -7,7 +7,7 @@ a sample is interpolated once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from monai.transforms import (
     RandScaleIntensity,
     RandShiftIntensity,
 )
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
@@ -39,7 +41,7 @@ BESIDE_MM = 2.0  # between the lesion and tissue from beside it
 SIGNS = np.array([-1.0, 1.0])
 
 
-@dataclass(frozen=True)
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
 class Augmentation:
     """What is varied, and how far.
 
@@ -87,24 +89,9 @@ class Augmentation:
         """From a config's `augment`.
 
         Raises:
-            ValueError: a setting that there is none of, or a value that is of no use for it.
+            pydantic.ValidationError: a setting that there is none of, or a value that is of no use for it.
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := set(config or {}) - known:
-            raise ValueError(
-                f"augment has no setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
-            )
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in (config or {}).items()
-        }
-        for key, value in settings.items():
-            several = {"zoom": (2,), "shift_mm": (1, 3)}.get(key, (1,))
-            numbers = value if isinstance(value, tuple) else (value,)
-            if len(numbers) not in several or not all(isinstance(n, int | float) for n in numbers):
-                raise ValueError(
-                    f"augment.{key} is {value!r}, not {' or '.join(map(str, several))} number(s)"
-                )
-        return cls(**settings)
+        return cls(**(config or {}))
 
     def intensity(self) -> Compose:
         """The part that changes values, for a volume [1, D, H, W]."""

@@ -1,10 +1,11 @@
-"""What a config's `training:` section may say, checked before anything is read or trained."""
+"""What a config may say, checked by pydantic before anything is read or trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mst.errors import InputError
 from mst.tasks import get_task
@@ -13,15 +14,32 @@ from mst.training.augment import Augmentation
 # Settings that change how a run is watched, kept or computed, but not what is learnt (up to float noise): a run
 # may go on with others.
 IDLE = {"save_every", "log_every", "workers", "checkpoint_gradients", "tensorboard", "wandb"}
-SCHEDULES = ("cosine", "constant")
 
 
 class TrainingError(InputError):
     """A run that cannot begin or go on; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class EarlyStopping:
+def _rising(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] >= limits[1]:
+        raise ValueError("the first number should be below the second")
+    return limits
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1e3)]
+Weight = Annotated[float, Field(ge=0)]
+Limits = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+
+class Settings(BaseModel):
+    """A section of a config: nothing but what it names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EarlyStopping(Settings):
     """Stops when the AUC of cases held out from training grows no more, and keeps the weights of the best AUC.
 
     Attributes:
@@ -31,14 +49,13 @@ class EarlyStopping:
         metric: what is watched; "auc" alone.
     """
 
-    every: int
-    patience: int
-    folds: int = 5
-    metric: str = "auc"
+    every: Count
+    patience: Count
+    folds: Annotated[int, Field(ge=2)] = 5
+    metric: Literal["auc"] = "auc"
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """One run's optimisation.
 
     Attributes:
@@ -64,25 +81,31 @@ class TrainingSettings:
         wandb: project of Weights & Biases that the log is sent to; None: nothing is sent.
     """
 
-    steps: int
-    batch: int
-    learning_rate: float
-    encoder_learning_rate: float | None = None
-    layer_decay: float | None = None
-    weight_decay: float = 0.01
-    schedule: str = "cosine"
-    warmup: int = 0
-    clip_gradient: float = 1.0
-    accumulate: int = 1
+    steps: Count
+    batch: Count
+    learning_rate: Rate
+    encoder_learning_rate: Rate | None = None
+    layer_decay: Annotated[float, Field(ge=1e-3, le=1)] | None = None
+    weight_decay: Weight = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip_gradient: Weight = 1.0
+    accumulate: Count = 1
     checkpoint_gradients: bool = False
     bf16: bool = False
     fp16: bool = False
     early_stopping: EarlyStopping | None = None
-    save_every: int = 100
-    log_every: int = 20
-    workers: int = 0
+    save_every: Count = 100
+    log_every: Count = 20
+    workers: Annotated[int, Field(ge=0)] = 0
     tensorboard: bool = False
     wandb: str | None = None
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> TrainingSettings:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other")
+        return self
 
     @property
     def samples(self) -> int:
@@ -96,13 +119,75 @@ class TrainingSettings:
         Raises:
             TrainingError: a setting that there is none of, one that is missing, or one of a wrong kind.
         """
-        values = _read(section, "training", cls, _TRAINING)
-        if (stopping := values.get("early_stopping")) is not None:
-            name = "training.early_stopping"
-            values["early_stopping"] = EarlyStopping(**_read(stopping, name, EarlyStopping, _STOPPING))
-        if values.get("bf16") and values.get("fp16"):
-            raise TrainingError("training: bf16 and fp16 exclude each other.")
-        return cls(**values)
+        return _read(cls, section, "training")
+
+
+class ScanRatings(Settings):
+    """Which ratings are asked of the scan's vector, and how much that counts."""
+
+    weight: Weight = 0.5
+    ratings: dict[str, Limits] = {}
+
+
+class Dense(ScanRatings):
+    """The dense objective; `scan_weight` is how much telling the ratings from the scan's vector counts beside it."""
+
+    scan_weight: Weight = 0.0
+
+
+class Study(Settings):
+    """Several configs, trained one after the other."""
+
+    name: str
+    kind: Literal["study"]
+    file: str
+    task: str
+    folds: Annotated[int, Field(ge=2)] = 5
+    seed: int = 0
+    data: Any = None
+    dataset: str = ""
+    cross_validate: bool = False
+    steps: list[dict[str, Any]] = []
+
+
+class Classifier(Settings):
+    """What `docs/training.md` says of a classifier's config."""
+
+    name: str
+    kind: Literal["classifier"]
+    file: str
+    task: str
+    folds: Annotated[int, Field(ge=2)] = 5
+    seed: int = 0
+    data: Any = None
+    dataset: str = ""
+    cross_validate: bool = False
+    simulated: dict[str, Any] | None = None
+    shares: dict[Literal["real", "simulated"], Share] = {}
+    balanced: bool = False
+    augment: Augmentation = Augmentation()
+    training: TrainingSettings
+    pretraining: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+    keep_slices: Count | None = None
+    focus: Share = 0.0
+    window: Count | None = None
+    free: Share = 0.0
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    dense: Dense | None = None
+    scan_ratings: ScanRatings | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> Classifier:
+        if self.pretraining is None and self.model is None:
+            raise ValueError("the config lacks a model, or a pretraining that gives one")
+        if self.dense is not None and self.scan_ratings is not None:
+            raise ValueError("scan_ratings and dense exclude each other: dense has a scan_weight")
+        if self.window and self.dense is None:
+            raise ValueError("window needs dense")
+        if self.focus and not self.keep_slices:
+            raise ValueError("focus is of the slices that keep_slices keeps")
+        return self
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -115,33 +200,17 @@ def check_config(config: dict[str, Any]) -> None:
     for inner in (before, *config.get("steps", [])):
         if isinstance(inner, dict):
             check_config(inner)
+    kinds: dict[Any, type[Settings]] = {"study": Study, "classifier": Classifier}
     try:
         get_task(config.get("task", ""))
-        if config["kind"] == "study":
-            _known(config, "the config", {*_ANY, *_STUDY})
-            if not all(_trains(step) for step in config.get("steps", [])):
-                raise TrainingError("not every one of the steps is a config that trains a model.")
-            return
-        if config["kind"] != "classifier":
-            raise TrainingError(f"the kind {config['kind']!r} is neither study nor classifier.")
-        TrainingSettings.from_config(config.get("training"))
-        _known(config, "the config", {*_ANY, *_CLASSIFIER})
+        if config["kind"] not in kinds:
+            raise TrainingError(f"the kind {config['kind']!r} is neither {' nor '.join(kinds)}")
         if before and not _trains(before):
-            raise TrainingError("pretraining is no config that trains a model.")
-        if not before and "model" not in config:
-            raise TrainingError("the config lacks a model, or a pretraining that gives one.")
-        Augmentation.from_config(config.get("augment"))
-        if (dense := config.get("dense")) is not None:
-            _check_ratings(dense, "dense", ("weight", "scan_weight"))
-        if (scan_ratings := config.get("scan_ratings")) is not None:
-            _check_ratings(scan_ratings, "scan_ratings", ("weight",))
-            if dense is not None:
-                raise TrainingError("scan_ratings and dense exclude each other: dense has a scan_weight.")
-        if config.get("window") and config.get("dense") is None:
-            raise TrainingError("window needs dense.")
-        if config.get("focus") and not config.get("keep_slices"):
-            raise TrainingError("focus is of the slices that keep_slices keeps.")
-    except (ValueError, TypeError) as error:
+            raise TrainingError("pretraining is no config that trains a model")
+        if not all(_trains(step) for step in config.get("steps", [])):
+            raise TrainingError("not every one of the steps is a config that trains a model")
+        _read(kinds[config["kind"]], config, "")
+    except InputError as error:
         raise TrainingError(f"{config['file']}: {error}") from error
 
 
@@ -149,134 +218,47 @@ def _trains(config: Any) -> bool:
     return isinstance(config, dict) and config.get("kind") == "classifier"
 
 
-def _known(section: Any, name: str, known: set[str]) -> None:
-    if not isinstance(section, dict):
-        raise TrainingError(f"{name} is {section!r}, not a list of settings.")
-    if unknown := sorted(str(key) for key in section if key not in known):
-        raise TrainingError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+Section = TypeVar("Section", bound=Settings)
 
 
-def _check_ratings(section: Any, name: str, weights: tuple[str, ...]) -> None:
-    _known(section, name, {*weights, "ratings"})
-    for key in weights:
-        value = section.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise TrainingError(f"{name}.{key} is {value!r}, not a number of at least 0")
-    ratings = section.get("ratings", {})
-    if not isinstance(ratings, dict):
-        raise TrainingError(f"{name}.ratings is {ratings!r}, not columns with their lowest and highest value")
-    for column, limits in ratings.items():
-        numbers = (
-            isinstance(limits, list) and len(limits) == 2 and all(isinstance(n, int | float) for n in limits)
-        )
-        if not numbers or limits[0] >= limits[1]:
-            raise TrainingError(f"{name}.ratings.{column} is {limits!r}, not [lowest, highest]")
+def _read(kind: type[Section], section: Any, name: str) -> Section:
+    """A section of a config; what is null there counts as not said."""
+    if not isinstance(section, Mapping):
+        raise TrainingError(f"{name} is {section!r}, not a list of settings")
+    try:
+        return kind.model_validate(_said(section))
+    except ValidationError as error:
+        raise TrainingError(_told(error, kind, name)) from error
 
 
-def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
-    """The section's values, each checked; None stands for "not set" where that is the default."""
-    known = {field.name: field for field in fields(cls)}
-    _known(section, name, set(known))
-    needed = [key for key, field in known.items() if field.default is MISSING and section.get(key) is None]
-    if needed:
-        raise TrainingError(f"{name} lacks {', '.join(needed)}")
-    values = {}
-    for key, value in section.items():
-        if value is None and known[key].default is None:
-            continue
-        try:
-            values[key] = checks[key].read(value)
-        except (ValueError, TypeError):
-            raise TrainingError(f"{name}.{key} is {value!r}, not {checks[key].text}") from None
-    return values
+def _said(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _said(value) if isinstance(value, Mapping) else value
+        for key, value in section.items()
+        if value is not None
+    }
 
 
-@dataclass(frozen=True)
-class Check:
-    """How a setting is read, and what it must be in words."""
-
-    read: Callable[[Any], Any]
-    text: str
-
-
-def _whole(least: int) -> Check:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or int(value) != float(value) or int(value) < least:
-            raise ValueError
-        return int(value)
-
-    return Check(read, f"a whole number of at least {least}")
-
-
-def _number(least: float, most: float, text: str) -> Check:
-    def read(value: Any) -> float:
-        # YAML takes 1e-6 without a point for text.
-        number = float(value)
-        if isinstance(value, bool) or not least <= number <= most:
-            raise ValueError
-        return number
-
-    return Check(read, text)
+def _told(error: ValidationError, kind: type[BaseModel], name: str) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = ".".join(part for part in (name, *path[:-1]) if part) or "the config"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where} has no setting {path[-1]}; known: {', '.join(sorted(_fields(kind, path[:-1])))}"
+    if first["type"].startswith("missing"):
+        return f"{where} lacks {path[-1]}"
+    said = first["msg"].removeprefix("Value error, ")
+    said = said[0].lower() + said[1:]
+    if not path:
+        return f"{name}: {said}" if name else said
+    return f"{'.'.join(part for part in (name, *path) if part)} is {first['input']!r}: {said}"
 
 
-def _same(kind: type, text: str) -> Check:
-    def read(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return Check(read, text)
-
-
-def _one_of(*choices: str) -> Check:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise ValueError
-        return value
-
-    return Check(read, " or ".join(choices))
-
-
-# The names that a config may have, by its kind.
-_ANY = ("name", "kind", "file", "task", "folds", "seed", "data", "dataset", "cross_validate")
-_STUDY = ("steps",)
-_CLASSIFIER = (
-    "simulated",
-    "shares",
-    "balanced",
-    "augment",
-    "training",
-    "pretraining",
-    "model",
-    "keep_slices",
-    "dense",
-    "scan_ratings",
-    "free",
-    "focus",
-    "window",
-    "frozen_layers",
-)
-_RATE = _number(1e-30, 1e3, "a number above 0")
-_SWITCH = _same(bool, "true or false")
-_TRAINING = {
-    "steps": _whole(1),
-    "batch": _whole(1),
-    "learning_rate": _RATE,
-    "encoder_learning_rate": _RATE,
-    "layer_decay": _number(1e-3, 1, "a number between 0 and 1"),
-    "weight_decay": _number(0, 1e3, "a number of at least 0"),
-    "schedule": _one_of(*SCHEDULES),
-    "warmup": _whole(0),
-    "clip_gradient": _number(0, 1e9, "a number of at least 0"),
-    "accumulate": _whole(1),
-    "checkpoint_gradients": _SWITCH,
-    "bf16": _SWITCH,
-    "fp16": _SWITCH,
-    "early_stopping": _same(dict, "a list of settings (every, patience, folds)"),
-    "save_every": _whole(1),
-    "log_every": _whole(1),
-    "workers": _whole(0),
-    "tensorboard": _SWITCH,
-    "wandb": _same(str, "the name of a project"),
-}
-_STOPPING = {"every": _whole(1), "patience": _whole(1), "folds": _whole(2), "metric": _one_of("auc")}
+def _fields(kind: Any, path: list[str]) -> list[str]:
+    """The names that a section within a section may hold."""
+    for part in path:
+        annotation = kind.model_fields[part].annotation
+        kind = next((inner for inner in get_args(annotation) if hasattr(inner, "model_fields")), annotation)
+    known = getattr(kind, "model_fields", None) or kind.__pydantic_fields__
+    return list(known)
