@@ -1,6 +1,7 @@
 """What is sent to the viewers: size, truth and bounds."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mst.scans.boxes import on_box
 from mst.tasks import Grid
 from mst.viewer import Layer, NativeMap, viewer_html, viewer_payload
 from mst.viewer.payload import locator_payload, unpack
+from mst.viewer.scripts import HERE, MODULES, script
 
 
 def _scan(shape: tuple[int, int, int], spacing: tuple[float, float, float] = (0.7, 0.7, 1.25)) -> Scan:
@@ -226,3 +228,13 @@ def test_a_ct_region_of_the_papers_size_keeps_every_hounsfield_unit() -> None:
     payload = viewer_payload(scan, maps, plane="axial", window=(-1350, 150), unit="HU")
     assert len(viewer_html(payload)) <= 2_500_000
     assert np.array_equal(np.round(unpack(payload["scan"], payload["shape"])), scan.voxels)
+
+
+def test_all_modules_are_in_the_pages_script_and_nothing_is_left_to_load() -> None:
+    assert {path.stem for path in HERE.glob("*.js")} == set(MODULES)
+    text = script()
+    assert not re.search(r"^\s*(import|export)\b", text, re.MULTILINE)
+    for name in MODULES:
+        assert f"modules.{name} = " in text
+        # A module is there before the first that uses it.
+        assert f"modules.{name};" not in text[: text.index(f"modules.{name} = ")]
