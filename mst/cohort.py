@@ -295,6 +295,8 @@ def _is_finished(row: Row) -> bool:
         *(c for c in row if c and c.endswith(("_probability", "_lesion_seen", *MEASURES))),
     )
     try:
-        return bool(row["case"] and row["key"]) and all(np.isfinite(float(row[c] or 0)) for c in numbers)
+        found = {c: float(row[c] or 0) for c in numbers}
+        shares = all(0 <= value <= 1 for c, value in found.items() if c.endswith("_probability"))
+        return bool(row["case"] and row["key"]) and shares and all(map(np.isfinite, found.values()))
     except (KeyError, TypeError, ValueError):
         return False

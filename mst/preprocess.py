@@ -60,6 +60,9 @@ class Region:
             half = _step(position) / 2
             low = np.ceil(position.min() - half - 1e-6)
             high = np.floor(position.max() + half + 1e-6) + 1
+            if high <= low:  # between two voxels that are larger than the region: the nearer one
+                low = np.round(position.mean())
+                high = low + 1
             bounds[axis] = np.clip((low, high), 0, self.scan_shape[axis])
         return bounds
 

@@ -46,8 +46,8 @@ def find(
 
     Args:
         scan: from `mst.read_scan`.
-        models: checkpoint folders or hub repositories; None: the project's own pair for the study, as far as it is at
-            hand.
+        models: checkpoint folders or hub repositories, all of them in memory at once; None: the project's own pair
+            for the study, as far as it is at hand.
         methods: keys of `mst.saliency.METHODS`, of which each model gets those that fit it; None: each model's own.
         targets: classes to explain; None: the predicted one.
         task, center, mask, side, tta, interval: see `predict`.
@@ -61,17 +61,18 @@ def find(
             model, and a class that a model does not have.
     """
     study = get_task(task)
-    if methods is not None and not methods:
-        raise InputError("name at least one saliency method")
+    models, methods, targets = (
+        _several(models, "model"),
+        _several(methods, "method"),
+        _several(targets, "class"),
+    )
     for method in methods or ():
         if method not in METHODS:
             raise InputError(f"there is no saliency method {method!r}; choose of {', '.join(METHODS)}")
     if models is None:
         names = list(resolve_checkpoints(study).values())
     else:
-        names = [str(name) for name in models]
-        if not names:
-            raise InputError("name at least one model")
+        names = models
     lesion = None if mask is None else as_mask(mask, scan)
     spot = choose_spot(scan, study, center, lesion, side)
     asked = _Asked(scan, study, spot, _Lesion.of(lesion, scan), methods, targets, tta, interval)
@@ -139,6 +140,17 @@ def predict(
         on_model(name)
         results[name] = _find_one(model, chosen[name], asked)
     return results
+
+
+def _several(names: Sequence[str | Path] | None, what: str) -> list[str] | None:
+    """Names as a list, one alone too."""
+    if names is None:
+        return None
+    if isinstance(names, str | Path):
+        names = [names]
+    if not names:
+        raise InputError(f"name at least one {what}")
+    return [str(name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,6 @@ def _find_one(at_hand: LoadedModel, checkpoint: str, asked: _Asked) -> Finding:
     maps = tuple(_map(out, target, given, asked) for out, target in outs)
     out = outs[0][0]
     probabilities = (out.logits[0] / model.temperature).softmax(0).tolist()
-    unfamiliar = _unfamiliar(model, out.distance, scan.canonical(), given.region, task)
     seconds = time.perf_counter() - start
     spread = None
     if asked.interval:
@@ -229,7 +240,7 @@ def _find_one(at_hand: LoadedModel, checkpoint: str, asked: _Asked) -> Finding:
         lesion_probability=None if out.lesion_logits is None else float(out.lesion_logits[0].sigmoid()),
         lesion_threshold=model.lesion_threshold,
         interval=spread,
-        unfamiliar=unfamiliar,
+        unfamiliar=_unfamiliar(model, out.distance, scan.canonical(), given.region, task),
     )
 
 

@@ -86,11 +86,12 @@ def onto(moving: Scan, fixed: Scan, order: int, outside: float = 0.0) -> np.ndar
     out = affine_transform(
         moving.voxels, matrix[:3, :3], matrix[:3, 3], fixed.shape, np.float32, order, mode="nearest"
     )
-    steps = np.ogrid[tuple(slice(n) for n in fixed.shape)]
-    reached = np.ones(fixed.shape, bool)
-    for axis, count in enumerate(moving.shape):
-        parts = [matrix[axis, d].astype(np.float32) * steps[d] for d in range(3)]
-        at = parts[0] + parts[1] + parts[2] + np.float32(matrix[axis, 3])
-        reached &= (at >= -REACH) & (at <= count - 1 + REACH)
-    out[~reached] = outside
+    i, j = np.ogrid[: fixed.shape[0], : fixed.shape[1]]
+    # Slice by slice: the coordinates of a whole chest CT would take gigabytes.
+    for k in range(fixed.shape[2]):
+        reached = np.ones(fixed.shape[:2], bool)
+        for count, (a, b, c, offset) in zip(moving.shape, matrix[:3], strict=True):
+            at = a * i + b * j + (c * k + offset)
+            reached &= (at >= -REACH) & (at <= count - 1 + REACH)
+        out[:, :, k][~reached] = outside
     return out

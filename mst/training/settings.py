@@ -1,42 +1,31 @@
-"""What a config may say, checked by pydantic before anything is read or trained."""
+"""What a config may say, checked before anything is read or trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from mst.errors import InputError
 from mst.tasks import get_task
 from mst.training.augment import Augmentation
+from mst.training.sections import (
+    Count,
+    Limits,
+    Number,
+    Rate,
+    Settings,
+    Share,
+    Some,
+    TrainingError,
+    Weight,
+    Whole,
+    read_section,
+)
 
 # Settings that change how a run is watched, kept or computed, but not what is learnt (up to float noise): a run
 # may go on with others.
 IDLE = {"save_every", "log_every", "workers", "checkpoint_gradients", "tensorboard", "wandb"}
-
-
-class TrainingError(InputError):
-    """A run that cannot begin or go on; the message says what to do."""
-
-
-def _rising(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] >= limits[1]:
-        raise ValueError("the first number should be below the second")
-    return limits
-
-
-Count = Annotated[int, Field(ge=1, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, le=1e3)]
-Weight = Annotated[float, Field(ge=0)]
-Limits = Annotated[tuple[float, float], AfterValidator(_rising)]
-
-
-class Settings(BaseModel):
-    """A section of a config: nothing but what it names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EarlyStopping(Settings):
@@ -51,7 +40,7 @@ class EarlyStopping(Settings):
 
     every: Count
     patience: Count
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[Whole, Field(ge=2)] = 5
     metric: Literal["auc"] = "auc"
 
 
@@ -85,10 +74,10 @@ class TrainingSettings(Settings):
     batch: Count
     learning_rate: Rate
     encoder_learning_rate: Rate | None = None
-    layer_decay: Annotated[float, Field(ge=1e-3, le=1)] | None = None
+    layer_decay: Annotated[Number, Field(ge=1e-3, le=1)] | None = None
     weight_decay: Weight = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Some = 0
     clip_gradient: Weight = 1.0
     accumulate: Count = 1
     checkpoint_gradients: bool = False
@@ -97,7 +86,7 @@ class TrainingSettings(Settings):
     early_stopping: EarlyStopping | None = None
     save_every: Count = 100
     log_every: Count = 20
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Some = 0
     tensorboard: bool = False
     wandb: str | None = None
 
@@ -119,7 +108,7 @@ class TrainingSettings(Settings):
         Raises:
             TrainingError: a setting that there is none of, one that is missing, or one of a wrong kind.
         """
-        return _read(cls, section, "training")
+        return read_section(cls, section, "training")
 
 
 class ScanRatings(Settings):
@@ -135,50 +124,46 @@ class Dense(ScanRatings):
     scan_weight: Weight = 0.0
 
 
-class Study(Settings):
-    """Several configs, trained one after the other."""
+class Config(Settings):
+    """What any config says."""
 
     name: str
-    kind: Literal["study"]
+    kind: str
     file: str
     task: str
-    folds: Annotated[int, Field(ge=2)] = 5
-    seed: int = 0
+    folds: Count = 5
+    seed: Whole = 0
     data: Any = None
     dataset: str = ""
     cross_validate: bool = False
+
+
+class StudyConfig(Config):
+    """Several configs, trained one after the other."""
+
     steps: list[dict[str, Any]] = []
 
 
-class Classifier(Settings):
+class ClassifierConfig(Config):
     """What `docs/training.md` says of a classifier's config."""
 
-    name: str
-    kind: Literal["classifier"]
-    file: str
-    task: str
-    folds: Annotated[int, Field(ge=2)] = 5
-    seed: int = 0
-    data: Any = None
-    dataset: str = ""
-    cross_validate: bool = False
     simulated: dict[str, Any] | None = None
-    shares: dict[Literal["real", "simulated"], Share] = {}
+    shares: dict[Literal["real", "simulated"], Weight] = {}
     balanced: bool = False
     augment: Augmentation = Augmentation()
     training: TrainingSettings
     pretraining: dict[str, Any] | None = None
     model: dict[str, Any] | None = None
-    keep_slices: Count | None = None
+    keep_slices: Some = 0
     focus: Share = 0.0
-    window: Count | None = None
+    window: Some = 0
     free: Share = 0.0
-    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    frozen_layers: Some = 0
     dense: Dense | None = None
     scan_ratings: ScanRatings | None = None
 
     @model_validator(mode="after")
-    def _together(self) -> Classifier:
+    def _together(self) -> ClassifierConfig:
         if self.pretraining is None and self.model is None:
             raise ValueError("the config lacks a model, or a pretraining that gives one")
         if self.dense is not None and self.scan_ratings is not None:
@@ -190,75 +175,37 @@ class Classifier(Settings):
         return self
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Checks what can be checked of a config, its pre-training and its steps without any data.
+KINDS: dict[Any, type[Config]] = {"study": StudyConfig, "classifier": ClassifierConfig}
+
+
+def checked_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it is meant: checked as far as can be without any data, its pre-training and its steps too.
+
+    Returns:
+        what it says, each value of its own kind; what it leaves open is not there.
 
     Raises:
         TrainingError: the message names the file and the setting.
     """
     before = config.get("pretraining")
-    for inner in (before, *config.get("steps", [])):
-        if isinstance(inner, dict):
-            check_config(inner)
-    kinds: dict[Any, type[Settings]] = {"study": Study, "classifier": Classifier}
+    inner: dict[str, Any] = {}
+    if isinstance(before, dict):
+        inner["pretraining"] = checked_config(before)
+    if isinstance(steps := config.get("steps"), list):
+        inner["steps"] = [checked_config(step) if isinstance(step, dict) else step for step in steps]
     try:
         get_task(config.get("task", ""))
-        if config["kind"] not in kinds:
-            raise TrainingError(f"the kind {config['kind']!r} is neither {' nor '.join(kinds)}")
+        if config["kind"] not in KINDS:
+            raise TrainingError(f"the kind {config['kind']!r} is neither {' nor '.join(KINDS)}")
         if before and not _trains(before):
             raise TrainingError("pretraining is no config that trains a model")
-        if not all(_trains(step) for step in config.get("steps", [])):
+        if not all(_trains(step) for step in inner.get("steps", [])):
             raise TrainingError("not every one of the steps is a config that trains a model")
-        _read(kinds[config["kind"]], config, "")
-    except InputError as error:
+        found = read_section(KINDS[config["kind"]], config, "")
+    except (InputError, TypeError) as error:
         raise TrainingError(f"{config['file']}: {error}") from error
+    return found.model_dump(mode="json", exclude_unset=True) | inner
 
 
 def _trains(config: Any) -> bool:
     return isinstance(config, dict) and config.get("kind") == "classifier"
-
-
-Section = TypeVar("Section", bound=Settings)
-
-
-def _read(kind: type[Section], section: Any, name: str) -> Section:
-    """A section of a config; what is null there counts as not said."""
-    if not isinstance(section, Mapping):
-        raise TrainingError(f"{name} is {section!r}, not a list of settings")
-    try:
-        return kind.model_validate(_said(section))
-    except ValidationError as error:
-        raise TrainingError(_told(error, kind, name)) from error
-
-
-def _said(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _said(value) if isinstance(value, Mapping) else value
-        for key, value in section.items()
-        if value is not None
-    }
-
-
-def _told(error: ValidationError, kind: type[BaseModel], name: str) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where = ".".join(part for part in (name, *path[:-1]) if part) or "the config"
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where} has no setting {path[-1]}; known: {', '.join(sorted(_fields(kind, path[:-1])))}"
-    if first["type"].startswith("missing"):
-        return f"{where} lacks {path[-1]}"
-    said = first["msg"].removeprefix("Value error, ")
-    said = said[0].lower() + said[1:]
-    if not path:
-        return f"{name}: {said}" if name else said
-    return f"{'.'.join(part for part in (name, *path) if part)} is {first['input']!r}: {said}"
-
-
-def _fields(kind: Any, path: list[str]) -> list[str]:
-    """The names that a section within a section may hold."""
-    for part in path:
-        annotation = kind.model_fields[part].annotation
-        kind = next((inner for inner in get_args(annotation) if hasattr(inner, "model_fields")), annotation)
-    known = getattr(kind, "model_fields", None) or kind.__pydantic_fields__
-    return list(known)

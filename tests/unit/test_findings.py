@@ -53,6 +53,8 @@ def test_each_model_gets_the_methods_that_fit_it(scan: Scan, folders: list[Path]
     alone = mst.find(scan, folders[2:], ["gradcam++"])[0]
     assert alone.probabilities == findings[2].probabilities
     assert np.array_equal(alone.map.values, findings[2].maps[1].values)
+    one = mst.find(scan, folders[0], "attention")
+    assert [kinds(finding) for finding in one] == [[("attention", None)]]
     # A model that no method fits still answers, with its own map.
     assert kinds(mst.find(scan, folders, ["attention"])[2]) == [("gradcam++", None)]
 
@@ -91,7 +93,8 @@ def test_each_map_is_compared_with_the_mask(scan: Scan, folders: list[Path]) -> 
     ("arguments", "message"),
     [
         ({"methods": ["telepathy"]}, "no saliency method 'telepathy'; choose of attention"),
-        ({"methods": []}, "name at least one saliency method"),
+        ({"methods": []}, "name at least one method"),
+        ({"targets": []}, "name at least one class"),
         ({"methods": ["attention"], "keep": slice(1, 3)}, "attention fits none of these models"),
         ({"targets": ["maybe"]}, "first has no class maybe; it has benign, malignant"),
         ({"keep": slice(0)}, "name at least one model"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_study import ENCODER, GRID, MST, RESNET, write_cases, write_config
+from small_study import ENCODER, GRID, MST, RESNET, STILL, write_cases, write_config
 
 import train
 from mst.data import read_manifest
@@ -26,15 +26,6 @@ from mst.training.settings import TrainingSettings
 from mst.training.trainer import StudyTrainer, fit, layer_share
 
 CHEST = TASKS["chest-ct"]
-STILL = {
-    "shift_mm": 0,
-    "zoom": [1, 1],
-    "rotate_deg": 0,
-    "flip": False,
-    "other_planes": 0,
-    "continue_edges": 0,
-}
-STILL |= {"noise": 0, "shift": 0, "scale": 0, "smooth": 0}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +53,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "training.early_stopping={every: 5, patience: 2, metric: f1}",
             "training.early_stopping.metric is 'f1': input should be 'auc'",
         ),
+        ("training.weight_decay=.inf", "training.weight_decay is inf: input should be a finite number"),
+        ("training.clip_gradient=true", "training.clip_gradient is True: input should be a number"),
+        ("training.fp16=true", "training: bf16 and fp16 exclude each other"),
+        ("augment.zoom=[0.9]", "augment.zoom is [0.9]: field required"),
+        ("augment.shift_mm=[1, 2]", "augment.shift_mm is [1, 2]: "),
+        ("shares={rael: 1}", "shares.rael is 1: input should be 'real' or 'simulated'"),
+        ("kind=[classifier]", "r.yaml: "),
+        ("task=[chest-ct]", "r.yaml: "),
         ("training=3", "training is 3: input should be a valid dictionary"),
         ("augment={blur: 1}", "augment has no setting blur"),
         ("augment={zoom: 1}", "augment.zoom is 1: input should be a valid tuple"),
@@ -81,7 +80,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_setting_that_is_of_no_use_is_told_by_name(
     override: str, message: str, tmp_path: Path, capsys
 ) -> None:
-    config = write_config(tmp_path / "r.yaml", RESNET)
+    config = write_config(tmp_path / "r.yaml", RESNET | {"augment": {}}, bf16=True)
     assert train.main([str(config), override, "--data", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert message in told
@@ -108,6 +107,19 @@ def test_numbers_may_be_written_as_yaml_takes_for_text() -> None:
     settings = TrainingSettings.from_config({"steps": 3, "batch": 2, "learning_rate": "1e-6", "wandb": None})
     assert settings.learning_rate == 1e-6
     assert settings.samples == 6
+
+
+def test_a_config_is_what_it_means(tmp_path: Path) -> None:
+    """What is null is not said, and numbers are numbers however YAML took them."""
+    changes = ["augment={zoom: null, noise: 1e-2}", "balanced=n", "frozen_layers=2.0", "keep_slices=0"]
+    config = load_config(write_config(tmp_path / "r.yaml", RESNET), [*changes, "dense=null"])
+    assert config["augment"] == {"noise": 0.01}
+    assert config["balanced"] is False
+    assert (config["frozen_layers"], config["keep_slices"]) == (2, 0)
+    assert isinstance(config["frozen_layers"], int)
+    assert "dense" not in config
+    assert config["training"] == RESNET["training"]
+    assert "weight_decay" not in config["training"]
 
 
 def test_what_a_run_is_watched_by_may_change_while_it_goes_on(data: Path, tmp_path: Path) -> None:
