@@ -79,13 +79,21 @@ class ResNet3D(ScanClassifier):
         A convolution cannot leave slices out: those that are padding are seen as `mst.preprocess` fills
         them, with air in CT and the mean in MRI.
         """
+        return self.stages(volume)[-1]
+
+    def stages(self, volume: Tensor) -> list[Tensor]:
+        """The feature maps after each of the four stages, see `features`."""
         model = self.model
         # With channels last, 3D convolutions on a CPU take about half of the time; the next layers keep the order.
         x = model.conv1(volume).contiguous(memory_format=torch.channels_last_3d)
         x = model.act(model.bn1(x))
         if not model.no_max_pool:
             x = model.maxpool(x)
-        return model.layer4(model.layer3(model.layer2(model.layer1(x))))
+        maps = []
+        for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
 
     def pool(self, features: Tensor) -> Tensor:
         """Last feature map [B, channels, d, h, w] -> the scan's vector [B, channels]."""
@@ -95,11 +103,10 @@ class ResNet3D(ScanClassifier):
         """See `ScanClassifier`."""
         return self.pool(self.features(volume, padding_mask))
 
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Voxels of the volume from one place of the last feature map to the next: place i is centred on i * stride."""
+    def stride(self, stage: int = 4) -> tuple[int, int, int]:
+        """Voxels from one place of a stage's map (1 to 4) to the next: place i is centred on voxel i * stride."""
         first = cast(nn.Conv3d, self.model.conv1).stride
-        more = 8 if self.model.no_max_pool else 16
+        more = 2 ** (stage - 1 if self.model.no_max_pool else stage)
         return first[0] * more, first[1] * more, first[2] * more
 
     @property

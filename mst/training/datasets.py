@@ -77,32 +77,31 @@ def rating_targets(case: LoadedCase, view: View, ratings: dict[str, list[float]]
 
 @dataclass(frozen=True)
 class PlaceTargets:
-    """What the dense objective asks of a 3D ResNet's last feature map.
+    """What the dense objective asks of a 3D ResNet's feature maps.
 
     Attributes:
-        stride: see `ResNet3D.stride`.
+        strides: by stage, see `ResNet3D.stride`.
         ratings: to predict, see `rating_targets`.
     """
 
-    stride: tuple[int, int, int]
+    strides: dict[int, tuple[int, int, int]]
     ratings: dict[str, list[float]]
 
     def of(self, case: LoadedCase, sample: Sample) -> dict[str, Tensor]:
         """Targets of a sample that was drawn with its mask.
 
         Returns:
-            "places" float32 [d, h, w], the share that the lesion fills of a box of `stride` voxels round each place;
-            "ratings" as `rating_targets` gives them.
+            for each stage "places_N", float32 [d, h, w], the share that the lesion fills of a box of `stride` voxels
+            round each place of its map; "ratings" as `rating_targets` gives them.
         """
         assert sample.mask is not None
-        around: list[
-            int
-        ] = []  # tissue to add before and behind, from the last axis to the first, as `pad` wants it
-        for size, step in zip(sample.mask.shape[::-1], self.stride[::-1], strict=True):
-            before = step // 2
-            around += [before, -(-size // step) * step - size - before]
-        places = avg_pool3d(pad(sample.mask[None], around), self.stride)
-        return {"places": places[0], "ratings": rating_targets(case, sample.view, self.ratings)}
+        found = {"ratings": rating_targets(case, sample.view, self.ratings)}
+        for stage, stride in self.strides.items():
+            around: list[int] = []  # before and behind, from the last axis to the first, as `pad` wants it
+            for size, step in zip(sample.mask.shape[::-1], stride[::-1], strict=True):
+                around += [step // 2, -(-size // step) * step - size - step // 2]
+            found[f"places_{stage}"] = avg_pool3d(pad(sample.mask[None], around), stride)[0]
+        return found
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mst.models.slices import kept_slices, on_all_slices
 from mst.training import processes
 
 MIN_AREA = 0.002  # share of a slice that a lesion must fill for the slice to count as showing it
+STAGES = (2, 3, 4)  # of a 3D ResNet, whose maps the dense objective is asked of
 PATCH_WEIGHT = 4.0  # of patches that hold lesion against those that do not, as they are few
 
 
@@ -101,9 +102,10 @@ class ClassTraining(nn.Module):
 
 
 class MapTraining(nn.Module):
-    """A 3D ResNet trained to classify, with the dense objective on its last feature map beside it.
+    """A 3D ResNet trained to classify, with the dense objective on its feature maps beside it.
 
-    Each place of the map tells whether there is lesion around it, and the ratings where there is.
+    Each place of a map tells how much of the tissue around it is lesion, and the ratings where there is some. Without
+    it a 3D ResNet hardly learns from so few cases how large a lesion is.
 
     Args:
         model: trained in place.
@@ -115,7 +117,8 @@ class MapTraining(nn.Module):
     def __init__(self, model: ResNet3D, ratings: int, weight: float = 0.5, scan_weight: float = 0.0) -> None:
         super().__init__()
         self.model, self.weight, self.scan_weight = model, weight, scan_weight
-        self.place_head = nn.Linear(model.width, 1 + ratings)
+        widths = [model.width >> (STAGES[-1] - stage) for stage in STAGES]
+        self.place_heads = nn.ModuleList(nn.Linear(width, 1 + ratings) for width in widths)
         self.scan_head = nn.Linear(model.width, ratings) if scan_weight else None
 
     def forward(
@@ -123,26 +126,28 @@ class MapTraining(nn.Module):
         volume: Tensor,
         padding_mask: Tensor,
         probability: Tensor,
-        places: Tensor,
         ratings: Tensor,
         lesion: Tensor | None = None,
+        **places: Tensor,
     ) -> Tensor:
         """The loss, a scalar.
 
         Args:
             volume, padding_mask, probability, ratings, lesion: as in `JointTraining`.
-            places: float32 [B, d, h, w], share of the tissue around each place of the map that the lesion fills.
+            places: "places_2" and so on, for each of `STAGES`: float32 [B, d, h, w], share of the tissue around each
+                place of the stage's map that the lesion fills.
         """
-        features = self.model.features(volume, padding_mask if padding_mask.any() else None)
-        vector = self.model.pool(features)
+        maps = self.model.stages(volume)
+        vector = self.model.pool(maps[-1])
         loss = class_loss(self.model, vector, probability, lesion)
-        logits = self.place_head(features.flatten(2).transpose(1, 2)).float()  # [B, d * h * w, 1 + R]
-        share = places.flatten(1)
-        dense = cross_entropy(logits[..., 0], (share > MIN_AREA).float())
-        targets = ratings[:, None].expand(-1, share.shape[1], -1)
-        each = cross_entropy(logits[..., 1:], targets.nan_to_num(), reduction="none")
-        dense = dense + _mean(each, share[..., None] * ~targets.isnan())
-        loss = loss + self.weight * dense
+        for stage, head in zip(STAGES, self.place_heads, strict=True):
+            logits = head(maps[stage - 1].flatten(2).transpose(1, 2))  # [B, d * h * w, 1 + R]
+            share = places[f"places_{stage}"].flatten(1)
+            dense = cross_entropy(logits[..., 0], share, pos_weight=share.new_tensor(PATCH_WEIGHT))
+            targets = ratings[:, None].expand(-1, share.shape[1], -1)
+            each = cross_entropy(logits[..., 1:], targets.nan_to_num(), reduction="none")
+            dense = dense + _mean(each, share[..., None] * ~targets.isnan())
+            loss = loss + self.weight / len(STAGES) * dense
         if self.scan_head is None:
             return loss
         return loss + self.scan_weight * rating_loss(self.scan_head(vector), ratings)

@@ -53,7 +53,7 @@ from mst.training.datasets import (
     reader_weights,
 )
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
-from mst.training.objectives import ClassTraining, JointTraining, MapTraining
+from mst.training.objectives import STAGES, ClassTraining, JointTraining, MapTraining
 from mst.training.settings import IDLE, TrainingError, TrainingSettings, checked_config
 from mst.training.table import read_folds, table
 from mst.training.trainer import best_evaluation, fit
@@ -389,7 +389,7 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
         trained = ClassTraining(model)
     beside = config.get("dense")
     if beside and isinstance(model, ResNet3D):
-        dense = PlaceTargets(model.stride, beside.get("ratings", {}))
+        dense = PlaceTargets({stage: model.stride(stage) for stage in STAGES}, beside.get("ratings", {}))
         trained = MapTraining(
             model,
             len(dense.ratings) + 1,

@@ -15,7 +15,7 @@ from mst.models.resnet3d import ResNet3D
 from mst.models.slice_transformer import SliceTransformer
 from mst.training.augment import Sample, View
 from mst.training.datasets import PlaceTargets
-from mst.training.objectives import MIN_AREA, ClassTraining, DenseHeads, JointTraining, MapTraining
+from mst.training.objectives import STAGES, ClassTraining, DenseHeads, JointTraining, MapTraining
 
 GRID = {"shape": [5, 24, 24], "spacing_mm": [2.0, 1.0, 1.0]}
 
@@ -147,42 +147,47 @@ def test_any_model_can_be_asked_for_the_ratings(small_resnet: ResNet3D) -> None:
         ((32, 112, 112), {"first_stride": [2, 4, 4]}),
     ],
 )
-def test_a_3d_resnets_map_is_asked_for_the_lesion_where_its_places_lie(
-    shape: tuple[int, int, int], settings: dict[str, Any]
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_3d_resnets_maps_are_asked_for_the_lesion_where_their_places_lie(
+    shape: tuple[int, int, int], settings: dict[str, Any], stage: int
 ) -> None:
     model = ResNet3D(depth=10, width=2, first_kernel=3, **settings).eval()
-    # A place is moved by what lies within half a stride of it, and its middle is i * stride.
-    case: Any = SimpleNamespace(case=SimpleNamespace(ratings={}), diameter_mm=None)
-    targets = PlaceTargets(model.stride, {})
     with torch.no_grad():
-        size = model.features(torch.zeros(1, 1, *shape)).shape[2:]
-    place = [n - 1 for n in size]
+        size = model.stages(torch.zeros(1, 1, *shape))[stage - 1].shape[2:]
+    place, stride = [n - 1 for n in size], model.stride(stage)
     mask = torch.zeros(shape)
-    mask[tuple(min(i * step, n - 1) for i, step, n in zip(place, model.stride, shape, strict=True))] = 1
+    mask[tuple(min(i * step, n - 1) for i, step, n in zip(place, stride, shape, strict=True))] = 1
     view = View(1.0, 0.0, np.zeros(3), np.ones(3), False)
-    found = targets.of(case, Sample(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.bool), mask, view))
-    assert found["places"].shape == size
-    assert found["places"].nonzero().tolist() == [place]
+    case: Any = SimpleNamespace(case=SimpleNamespace(ratings={}), diameter_mm=None)
+    sample = Sample(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.bool), mask, view)
+    found = PlaceTargets({stage: stride}, {}).of(case, sample)
+    assert found[f"places_{stage}"].shape == size
+    assert found[f"places_{stage}"].nonzero().tolist() == [place]
     assert found["ratings"].isnan().all()
 
 
 def test_a_3d_resnet_learns_where_the_lesion_is() -> None:
     torch.manual_seed(0)
     model = ResNet3D(depth=10, width=4, first_kernel=3, first_stride=2, max_pool=False)
-    trained = MapTraining(model, 2, scan_weight=0.5)
+    trained = MapTraining(model, 2, weight=5, scan_weight=0.5)
     volume, padding = torch.randn(4, 1, 17, 33, 33), torch.zeros(4, 17, dtype=torch.bool)
-    places = torch.zeros(4, 2, 3, 3)
+    mask = torch.zeros(4, 17, 33, 33)
     for number in range(3):  # the last one holds none
-        volume[number, 0, :8, 16 * (number % 3) : 16 * (number % 3) + 6, :6] += 6
-        places[number, 0, number % 3, 0] = 0.5
-    ratings = torch.tensor([[0.2, 0.9], [0.8, float("nan")], [0.5, 0.1], [float("nan")] * 2])
-    given = {
+        mask[number, :8, 16 * number : 16 * number + 8, :8] = 1
+    volume += 6 * mask[:, None]
+    view = View(1.0, 0.0, np.zeros(3), np.ones(3), False)
+    case: Any = SimpleNamespace(case=SimpleNamespace(ratings={}), diameter_mm=None)
+    targets = PlaceTargets({stage: model.stride(stage) for stage in STAGES}, {})
+    found = [
+        targets.of(case, Sample(v[0], p, m, view)) for v, p, m in zip(volume, padding, mask, strict=True)
+    ]
+    given = {name: torch.stack([one[name] for one in found]) for name in found[0] if name != "ratings"}
+    given |= {
         "probability": torch.tensor([0.0, 1.0, 0.0, 0.5]),
-        "places": places,
-        "ratings": ratings,
+        "ratings": torch.tensor([[0.2, 0.9], [0.8, float("nan")], [0.5, 0.1], [float("nan")] * 2]),
         "lesion": torch.tensor([1.0, 1.0, 1.0, 0.0]),
     }
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
     losses = []
     for _ in range(80):
         optimizer.zero_grad()
@@ -191,8 +196,11 @@ def test_a_3d_resnet_learns_where_the_lesion_is() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
-    logits = trained.place_head(model.features(volume).flatten(2).transpose(1, 2))[..., 0]
-    assert (logits[:3].argmax(dim=1) == (places > MIN_AREA)[:3].flatten(1).int().argmax(dim=1)).all()
+    logits = trained.place_heads[0](model.stages(volume)[1].flatten(2).transpose(1, 2))[..., 0]
+    inside = given["places_2"].flatten(1) == 1
+    assert logits[inside].mean() > logits[given["places_2"].flatten(1) == 0].mean() + 1
     # Without any lesion there is nothing to rate.
-    nothing = given | {"places": torch.zeros(4, 2, 3, 3), "ratings": torch.full((4, 2), float("nan"))}
+    nothing = {
+        name: torch.zeros_like(value) if name.startswith("places") else value for name, value in given.items()
+    }
     assert trained(volume, padding, **nothing).isfinite()
