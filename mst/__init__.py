@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mst.findings import Finding, Prediction, SaliencyMap, find, predict
     from mst.models import CheckpointError, load_model
-    from mst.prediction import Prediction, predict
     from mst.saliency import Explanation, explain
     from mst.scans import Scan, ScanError, read_mask, read_scan
     from mst.tasks import TASKS
@@ -22,10 +22,13 @@ __all__ = [
     "TASKS",
     "CheckpointError",
     "Explanation",
+    "Finding",
     "Prediction",
+    "SaliencyMap",
     "Scan",
     "ScanError",
     "explain",
+    "find",
     "load_model",
     "predict",
     "read_mask",
@@ -37,8 +40,11 @@ _HOMES = {
     "TASKS": "mst.tasks",
     "CheckpointError": "mst.models",
     "load_model": "mst.models",
-    "Prediction": "mst.prediction",
-    "predict": "mst.prediction",
+    "Finding": "mst.findings",
+    "Prediction": "mst.findings",
+    "SaliencyMap": "mst.findings",
+    "find": "mst.findings",
+    "predict": "mst.findings",
     "Explanation": "mst.saliency",
     "explain": "mst.saliency",
     "Scan": "mst.scans",

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mst.findings import cached_model, predict, resolve_checkpoints
 from mst.models.base import ScanClassifier
 from mst.models.loading import checkpoint_name
-from mst.prediction import cached_model, predict, resolve_checkpoints
 from mst.preprocess import AXES, ModelInput, prepare
 from mst.results import results_payload
 from mst.saliency import explain
@@ -29,6 +29,7 @@ from mst.words import short_label
 
 STATUS = Path("/proc/self/status")  # Linux; elsewhere memory is not measured
 QUARTILES = (25, 50, 75)
+LARGE = (512, 512, 300)  # voxels of a whole CT
 
 
 def bench(
@@ -62,9 +63,11 @@ def bench(
     loaded = {name: cached_model(checkpoint) for name, checkpoint in chosen.items()}
     results = predict(scan, study.key, models=chosen)  # first, since it refuses checkpoints that do not fit
     given = {name: prepare(scan, study, tuple(scan.center), model.grid) for name, model in loaded.items()}
+    large = large_scan(scan)
     steps: dict[str, Callable[[], object]] = {
         "viewer": lambda: results_payload(scan, study, results),
         "predict": lambda: predict(scan, study.key, models=chosen),
+        "large predict": lambda: predict(large, study.key, tuple(scan.center), models=chosen),
     }
     for name, model in loaded.items():
         of_model = _steps(model, scan, study, given[name])
@@ -81,6 +84,10 @@ def bench(
         pairs[f"answer alone, {labels}"] = (f"{first} answer", f"{second} answer")
         pairs[f"answer and map, {labels}"] = (f"{first} explain", f"{second} explain")
     pairs["the viewer's data / the whole prediction"] = ("viewer", "predict")
+    pairs[f"the whole prediction in {_voxels(large)} voxels / in {_voxels(scan)}"] = (
+        "large predict",
+        "predict",
+    )
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(repeats + 1):
         for name, step in steps.items():
@@ -110,6 +117,20 @@ def noise_scan(task: Task) -> Scan:
     values = np.random.default_rng(0).uniform(low, high, size).astype(np.float32)
     modality = "CT" if task.unit == "HU" else "MR"
     return Scan(values, np.diag([*spacing, 1.0]), modality, "noise")
+
+
+def large_scan(scan: Scan) -> Scan:
+    """A scan as large as a whole CT, which is a small one repeated, the small one in its midst."""
+    around = [max(0, whole - count) for whole, count in zip(LARGE, scan.shape, strict=True)]
+    before = [count // 2 for count in around]
+    voxels = np.pad(scan.voxels, [(a, b - a) for a, b in zip(before, around, strict=True)], mode="wrap")
+    affine = scan.affine.copy()
+    affine[:3, 3] = scan.voxel_to_world(-np.array(before))
+    return Scan(voxels, affine, scan.modality, "large noise")
+
+
+def _voxels(scan: Scan) -> str:
+    return " x ".join(str(count) for count in scan.shape)
 
 
 def _steps(

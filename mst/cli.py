@@ -437,7 +437,7 @@ def _predict(args: argparse.Namespace) -> int:
     mask = read_mask(args.mask, scan, segment=args.segment, tell=told.append) if args.mask else None
 
     # Imported once the input has proved readable: torch takes seconds, and bad input should be told at once.
-    from mst.prediction import LABELS, predict
+    from mst.findings import predict
     from mst.results import (
         agreement,
         answer_notes,
@@ -447,7 +447,7 @@ def _predict(args: argparse.Namespace) -> int:
         scan_warnings,
         write_results,
     )
-    from mst.words import clipped
+    from mst.words import LABELS, clipped
 
     results = predict(
         scan,
@@ -498,8 +498,8 @@ def _predict_cohort(args: argparse.Namespace) -> int:
     cases = read_manifest(args.manifest, study.classes, labelled=False)
 
     from mst.cohort import predict_cohort
-    from mst.prediction import LABELS
     from mst.results import missing_models
+    from mst.words import LABELS
 
     models = {"mst": args.mst, "resnet": args.resnet}
     rows = predict_cohort(

@@ -21,8 +21,8 @@ from mst import __version__
 from mst.data import Case, ManifestError
 from mst.errors import CheckpointError, InputError
 from mst.files import write_whole
+from mst.findings import Finding, cached_model, check_study, choose_spot, predict, resolve_checkpoints
 from mst.models.loading import checkpoint_identity, checkpoint_name
-from mst.prediction import Prediction, cached_model, check_study, choose_spot, predict, resolve_checkpoints
 from mst.results import write_results
 from mst.saliency.metrics import MEASURES
 from mst.scans import Scan, read_mask, read_scan
@@ -205,7 +205,7 @@ def _files_of(path: Path) -> list[Path]:
 
 def _predict_case(
     case: Case, task: Task, checkpoints: Mapping[str, str], off_centre_mm: float, tta: bool
-) -> tuple[Row, Scan, np.ndarray | None, dict[str, Prediction]]:
+) -> tuple[Row, Scan, np.ndarray | None, dict[str, Finding]]:
     """One row of predictions.csv, and what it was made of.
 
     Raises:
@@ -295,6 +295,8 @@ def _is_finished(row: Row) -> bool:
         *(c for c in row if c and c.endswith(("_probability", "_lesion_seen", *MEASURES))),
     )
     try:
-        return bool(row["case"] and row["key"]) and all(np.isfinite(float(row[c] or 0)) for c in numbers)
+        found = {c: float(row[c] or 0) for c in numbers}
+        shares = all(0 <= value <= 1 for c, value in found.items() if c.endswith("_probability"))
+        return bool(row["case"] and row["key"]) and shares and all(map(np.isfinite, found.values()))
     except (KeyError, TypeError, ValueError):
         return False

@@ -25,9 +25,9 @@ from pydicom.valuerep import DA, TM
 
 import mst
 from mst.errors import InputError
-from mst.prediction import LABELS, Prediction
+from mst.findings import Finding
 from mst.scans import Scan
-from mst.words import DISCLAIMER, METHOD_LABELS, SHOWN, SHOWN_FROM, short_label
+from mst.words import DISCLAIMER, LABELS, METHOD_LABELS, SHOWN, SHOWN_FROM, short_label
 
 if TYPE_CHECKING:
     from mst.scans.source import DicomSource
@@ -54,7 +54,7 @@ class DicomExportError(InputError):
     """The saliency cannot be written as DICOM; the message is one sentence for the user."""
 
 
-def write_dicom_saliency(folder: Path, scan: Scan, results: Mapping[str, Prediction]) -> dict[str, Path]:
+def write_dicom_saliency(folder: Path, scan: Scan, results: Mapping[str, Finding]) -> dict[str, Path]:
     """Writes <model>_saliency.dcm and <model>_segmentation.dcm for each model.
 
     Args:
@@ -116,7 +116,7 @@ def why_not(scan: Scan) -> str | None:
     return None
 
 
-def parametric_map(scan: Scan, name: str, result: Prediction, series_number: int) -> Dataset:
+def parametric_map(scan: Scan, name: str, result: Finding, series_number: int) -> Dataset:
     """A model's saliency as a Parametric Map of the slices that the model saw.
 
     Pixels are float32 and the values of the NIfTI file, which have no unit; the window reaches from 0 to the
@@ -134,11 +134,11 @@ def parametric_map(scan: Scan, name: str, result: Prediction, series_number: int
     from highdicom.sr import CodedConcept
     from pydicom.sr.codedict import codes
 
-    source, box = _source_of(scan), _box(scan, result)
-    frames = _frames(result.saliency, box)
+    source = _source_of(scan)
+    frames, slices = _frames(scan, result)
     most = float(frames.max()) or 1.0
     middle = float(f"{most / 2:.6g}")  # a decimal string has no room for more digits
-    label = METHOD_LABELS[result.method]
+    label = METHOD_LABELS[result.map.method]
     mapping = RealWorldValueMapping(
         lut_label="SALIENCY",
         lut_explanation=_text(f"{label} of {result.checkpoint}"),
@@ -147,7 +147,7 @@ def parametric_map(scan: Scan, name: str, result: Prediction, series_number: int
         quantity_definition=CodedConcept(*_concept(result)),
     )
     made = ParametricMap(
-        source_images=_images(source, box[2]),
+        source_images=_images(source, slices),
         pixel_array=frames,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[VOILUTTransformation(window_center=middle, window_width=2 * middle)],
@@ -155,10 +155,10 @@ def parametric_map(scan: Scan, name: str, result: Prediction, series_number: int
         **_common(name, result, "", series_number),
         contains_recognizable_visual_features=False,
     )
-    return _finished(made, source, box[2])
+    return _finished(made, source, slices)
 
 
-def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) -> Dataset | None:
+def segmentation(scan: Scan, name: str, result: Finding, series_number: int) -> Dataset | None:
     """Where a model's saliency is strongest, as a binary Segmentation.
 
     It holds the voxels from `mst.words.SHOWN_FROM` of the map's maximum up: what the viewer shows first. It is not a
@@ -176,8 +176,8 @@ def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) 
     from highdicom.sr import CodedConcept
     from pydicom.sr.codedict import codes
 
-    source, box = _source_of(scan), _box(scan, result)
-    frames = _frames(result.saliency, box)
+    source = _source_of(scan)
+    frames, slices = _frames(scan, result)
     if not frames.any():
         return None
     strongest = (frames > 0) & (frames >= SHOWN_FROM * frames.max())
@@ -192,13 +192,13 @@ def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) 
             family=codes.DCM.ArtificialIntelligence,
             version=mst.__version__,
             source=SOFTWARE,
-            parameters={"method": result.method, "part of maximum": f"{SHOWN_FROM:g}"},
+            parameters={"method": result.map.method, "part of maximum": f"{SHOWN_FROM:g}"},
         ),
         display_color=CIELabColor.from_rgb(*COLOURS[name]),
     )
     segment.SegmentDescription = "Where the model looked, not a lesion's outline. " + DISCLAIMER
     made = Segmentation(
-        source_images=_images(source, box[2]),
+        source_images=_images(source, slices),
         pixel_array=strongest.astype(np.uint8),
         segmentation_type="BINARY",
         segment_descriptions=[segment],
@@ -207,7 +207,7 @@ def segmentation(scan: Scan, name: str, result: Prediction, series_number: int) 
         content_label="SALIENCY",
         **_common(name, result, f", {SHOWN}", series_number),
     )
-    return _finished(made, source, box[2])
+    return _finished(made, source, slices)
 
 
 def _source_of(scan: Scan) -> DicomSource:
@@ -215,18 +215,12 @@ def _source_of(scan: Scan) -> DicomSource:
     return scan.source
 
 
-def _box(scan: Scan, result: Prediction) -> tuple[slice, slice, slice]:
-    """The region's voxels in the scan's own order; its bounds are the canonical scan's."""
-    bounds = result.region.bounds
-    corners = np.stack([bounds[:, 0], bounds[:, 1] - 1])
-    own = np.round(scan.world_to_voxel(scan.canonical().voxel_to_world(corners))).astype(int)
-    i, j, k = (slice(int(low), int(high) + 1) for low, high in np.sort(own, axis=0).T)
-    return i, j, k
-
-
-def _frames(saliency: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
-    """Whole slices of a map [I, J, K] that the region crosses, as frames [slices, rows, columns]."""
-    return np.ascontiguousarray(saliency[:, :, box[2]].transpose(2, 1, 0), dtype=np.float32)
+def _frames(scan: Scan, result: Finding) -> tuple[np.ndarray, slice]:
+    """The map on whole slices as frames [slices, rows, columns], and which slices: those that the region crosses."""
+    values, (i, j, k) = result.map.in_scan()
+    frames = np.zeros((k.stop - k.start, scan.shape[1], scan.shape[0]), np.float32)
+    frames[:, j, i] = values.transpose(2, 1, 0)
+    return frames, k
 
 
 def _images(source: DicomSource, which: slice) -> list[Dataset]:
@@ -295,11 +289,11 @@ def _measures(source: DicomSource) -> Dataset:
     )
 
 
-def _label(name: str, result: Prediction) -> str:
-    return f"{short_label(name, result.title)} {METHOD_LABELS[result.method]}"
+def _label(name: str, result: Finding) -> str:
+    return f"{short_label(name, result.title)} {METHOD_LABELS[result.map.method]}"
 
 
-def _common(name: str, result: Prediction, part: str, series_number: int) -> dict[str, Any]:
+def _common(name: str, result: Finding, part: str, series_number: int) -> dict[str, Any]:
     """What both kinds of object say of themselves; `part` is which part of the map it is, after its name."""
     label = _label(name, result)
     return {
@@ -332,8 +326,8 @@ def _finished(made: Dataset, source: DicomSource, which: slice) -> Dataset:
     return made
 
 
-def _concept(result: Prediction) -> tuple[str, str, str]:
-    return CLASS_ACTIVATION if result.method.startswith("gradcam") else SALIENCY
+def _concept(result: Finding) -> tuple[str, str, str]:
+    return CLASS_ACTIVATION if result.map.method.startswith("gradcam") else SALIENCY
 
 
 def _of(values: Mapping[str, Any]) -> Dataset:

@@ -23,13 +23,15 @@ from matplotlib.patches import Rectangle
 
 import mst
 from mst.drawing import drawing
-from mst.prediction import LABELS, Prediction
+from mst.findings import Finding
 from mst.preprocess import AXES
 from mst.scans import Scan
+from mst.scans.boxes import on_box
 from mst.tasks import Task, Window
 from mst.words import (
     DISCLAIMER,
     DOUBTFUL,
+    LABELS,
     LONGEST_NAME,
     MEASURES,
     METHOD_LABELS,
@@ -82,12 +84,16 @@ class _View:
     field: np.ndarray
     spacing: tuple[float, float, float]
 
-    def cut(self, volume: np.ndarray) -> np.ndarray:
-        """The slice of a canonical volume, [rows, columns]."""
+    def cut(self, volume: np.ndarray, start: Sequence[int] | np.ndarray = (0, 0, 0)) -> np.ndarray:
+        """The slice of a canonical volume, [rows, columns].
+
+        Args:
+            start: the canonical voxel where the volume begins; around it, it is zero.
+        """
         (along, _), (row, flip_row), (column, flip_column) = self.axes
-        where: list[Any] = [slice(*bounds) for bounds in self.field]
-        where[along] = self.index
-        plane = volume[tuple(where)]
+        shown = self.field.copy()
+        shown[along] = self.index, self.index + 1
+        plane = on_box(volume, start, shown).take(0, along)
         if row > column:
             plane = plane.T
         return plane[:: -1 if flip_row else 1, :: -1 if flip_column else 1]
@@ -123,7 +129,7 @@ def report_pdf(
     record: Mapping[str, Any],
     scan: Scan,
     task: Task,
-    results: Mapping[str, Prediction],
+    results: Mapping[str, Finding],
     window: Window,
     mask: np.ndarray | None = None,
 ) -> bytes:
@@ -297,7 +303,7 @@ def _result(
     record: Mapping[str, Any],
     scan: Scan,
     task: Task,
-    results: Mapping[str, Prediction],
+    results: Mapping[str, Finding],
     window: Window,
     mask: np.ndarray | None,
 ) -> None:
@@ -315,7 +321,7 @@ def _result(
     document.y += 1
     document.heading("Where each model looked")
     canonical = scan.canonical()
-    lesion = None if mask is None else Scan(mask.astype(np.float32), scan.affine).canonical().voxels
+    lesion = None if mask is None else Scan(mask, scan.affine).canonical().voxels
     regions = np.stack([result.region.bounds for result in results.values()])
     bounds = np.stack([regions[..., 0].min(axis=0), regions[..., 1].max(axis=0)], axis=-1)
     height = min((BOTTOM - 9 - document.y) / len(results) - 7.5, 80.0)
@@ -332,7 +338,7 @@ def _result(
 
 
 def _answers(
-    document: _Document, record: Mapping[str, Any], results: Mapping[str, Prediction], doubtful: bool
+    document: _Document, record: Mapping[str, Any], results: Mapping[str, Finding], doubtful: bool
 ) -> None:
     """The models' answers beside each other, equally high."""
     width, top = (RIGHT - LEFT - 6) / 2, document.y
@@ -365,7 +371,7 @@ def _answers(
 def _answer(
     document: _Document,
     name: str,
-    result: Prediction,
+    result: Finding,
     x: float,
     y: float,
     width: float,
@@ -395,7 +401,7 @@ def _answer(
         y += 4.2
 
 
-def _known(result: Prediction) -> str:
+def _known(result: Finding) -> str:
     auc, interval = result.validation.get("auc"), result.validation.get("auc_ci95")
     if not isinstance(auc, int | float):
         return "No measured AUC comes with this checkpoint"
@@ -408,7 +414,7 @@ def _slices(
     canonical: Scan,
     task: Task,
     name: str,
-    result: Prediction,
+    result: Finding,
     window: Window,
     scan: Scan,
     lesion: np.ndarray | None,
@@ -416,10 +422,10 @@ def _slices(
     height: float,
 ) -> None:
     """The slice where a model's map peaks: alone, under the map, and where the region is a small part, whole."""
-    saliency = Scan(result.saliency, scan.affine).canonical().voxels
+    saliency, start = result.map.values, result.region.bounds[:, 0]
     axes = AXES[task.plane]
     along = axes[0][0]
-    peak = int(np.unravel_index(int(saliency.argmax()), saliency.shape)[along])
+    peak = int(start[along] + np.unravel_index(int(saliency.argmax()), saliency.shape)[along])
     whole = np.array([(0, count) for count in canonical.shape])
     margin = np.ceil(MARGIN * (bounds[:, 1] - bounds[:, 0])).astype(int)
     field = np.stack(
@@ -431,9 +437,9 @@ def _slices(
     if np.prod(near.size_mm) < 0.5 * np.prod(full.size_mm):
         views = [full, near, near]
     most = float(saliency.max())
-    label = f"{short_label(name, result.title)} {METHOD_LABELS[result.method]}"
+    label = f"{short_label(name, result.title)} {METHOD_LABELS[result.map.method]}"
     facts = f"{task.plane} slice {peak + 1} of {canonical.shape[along]}, which holds the map's maximum"
-    weighted = int(np.argmax(result.slice_profile))
+    weighted = int(np.argmax(result.map.profile))
     if weighted != peak:
         facts += f" (most weighted: slice {weighted + 1})"
     document.y += 1
@@ -448,7 +454,7 @@ def _slices(
         axes_here = document.axes(x, top, drawn * wide / high, drawn)
         _grey(axes_here, view, canonical, window)
         if number == len(views) - 1:
-            plane = view.cut(saliency) / (most or 1.0)
+            plane = view.cut(saliency, start) / (most or 1.0)
             axes_here.imshow(
                 _coloured(plane, SHOWN_FROM), extent=(0, wide, high, 0), interpolation="bilinear"
             )
@@ -488,7 +494,7 @@ def _coloured(share: np.ndarray, cut: float) -> np.ndarray:
 
 
 def _outline(axes: Axes, view: _View, lesion: np.ndarray) -> None:
-    plane = view.cut(lesion)
+    plane = view.cut(lesion).astype(np.float32)
     wide, high = view.size_mm
     rows, columns = plane.shape
     x = (np.arange(columns) + 0.5) * wide / columns
@@ -543,7 +549,7 @@ def _colour_bar(document: _Document, x: float, y: float, height: float, cut: flo
 
 
 def _details(
-    document: _Document, record: Mapping[str, Any], scan: Scan, results: Mapping[str, Prediction]
+    document: _Document, record: Mapping[str, Any], scan: Scan, results: Mapping[str, Finding]
 ) -> None:
     """The second page: scan, region, agreement with a mask, models and software."""
     document.y -= 6
@@ -588,7 +594,7 @@ def _details(
         protocol = clipped(result.validation.get("protocol", ""))
         rows = [
             ("Checkpoint", result.checkpoint),
-            ("Saliency", f"{METHOD_LABELS[result.method]}, {result.seconds:.2f} s with the prediction"),
+            ("Saliency", f"{METHOD_LABELS[result.map.method]}, {result.seconds:.2f} s with the prediction"),
             ("Performance", _known(result) + (f": {protocol}" if protocol else "")),
         ]
         document.rows(rows, (LEFT, 52), size=8)

@@ -60,6 +60,9 @@ class Region:
             half = _step(position) / 2
             low = np.ceil(position.min() - half - 1e-6)
             high = np.floor(position.max() + half + 1e-6) + 1
+            if high <= low:  # between two voxels that are larger than the region: the nearer one
+                low = np.round(position.mean())
+                high = low + 1
             bounds[axis] = np.clip((low, high), 0, self.scan_shape[axis])
         return bounds
 
@@ -70,16 +73,20 @@ class Region:
             size[axis] = len(position) * _step(position) * scan.spacing[axis]
         return size
 
-    def to_scan(self, volume: np.ndarray) -> np.ndarray:
-        """A map [D, H, W] on the input, brought to the canonical scan's voxels; zero outside the region."""
+    def to_box(self, volume: np.ndarray) -> np.ndarray:
+        """A map [D, H, W] on the input, brought to the canonical scan's voxels within `bounds`: float32 [x, y, z]."""
         bounds = self.bounds
-        block = volume
+        block = np.asarray(volume, np.float32)
         for dimension, (axis, _) in enumerate(AXES[self.plane]):
             voxels = np.arange(*bounds[axis])
             block = _resample(block, dimension, _inverse(self.positions[dimension], voxels))
         order = [axis for axis, _ in AXES[self.plane]]
+        return np.ascontiguousarray(block.transpose(np.argsort(order)))
+
+    def to_scan(self, volume: np.ndarray) -> np.ndarray:
+        """As `to_box`, on all of the canonical scan's voxels; zero outside the region."""
         whole = np.zeros(self.scan_shape, np.float32)
-        whole[tuple(slice(*b) for b in bounds)] = block.transpose(np.argsort(order))
+        whole[tuple(slice(*b) for b in self.bounds)] = self.to_box(volume)
         return whole
 
     def cells(self, native: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,17 +205,17 @@ def sample(scan: Scan, region: Region, outside: float) -> tuple[np.ndarray, np.n
     Returns:
         values float32 [D, H, W], `outside` beyond the scan; inside bool [D, H, W].
     """
-    block = scan.voxels
+    held = [slice(None)] * 3
     starts = [0, 0, 0]
     for dimension, (axis, _) in enumerate(AXES[region.plane]):
         position = region.positions[dimension]
         margin = int(np.ceil(4 * _step(position))) + 2
         start = int(np.clip(np.floor(position.min()) - margin, 0, scan.shape[axis] - 1))
         stop = int(np.clip(np.ceil(position.max()) + margin, start + 1, scan.shape[axis]))
-        block = block.take(np.arange(start, stop), axis=axis)
+        held[axis] = slice(start, stop)
         starts[axis] = start
     order = [axis for axis, _ in AXES[region.plane]]
-    values = np.ascontiguousarray(block.transpose(order), dtype=np.float32)
+    values = np.ascontiguousarray(scan.voxels[tuple(held)].transpose(order), dtype=np.float32)
     inside = np.ones((1, 1, 1), bool)
     for dimension, axis in enumerate(order):
         position = region.positions[dimension]

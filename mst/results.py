@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mst.files import replacing
-from mst.prediction import LABELS, MODELS, Prediction
+from mst.findings import MODELS, Finding
 from mst.scans import Scan, write_nifti
 from mst.scans.hounsfield import hounsfield_shift
 from mst.scans.scan import Caution
@@ -19,6 +19,7 @@ from mst.uncertainty import SHIFT_MM
 from mst.viewer import Layer, NativeMap, report_html, viewer_payload
 from mst.words import (
     DISCLAIMER,
+    LABELS,
     LONGEST_NAME,
     METHOD_LABELS,
     between,
@@ -43,7 +44,7 @@ RESULT_FILES = (
 )
 
 
-def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction]) -> dict[str, Any]:
+def prediction_record(scan: Scan, task: Task, results: Mapping[str, Finding]) -> dict[str, Any]:
     """The content of prediction.json: plain numbers and text, no arrays of voxels."""
     first = next(iter(results.values()))
     record: dict[str, Any] = {
@@ -73,7 +74,7 @@ def prediction_record(scan: Scan, task: Task, results: Mapping[str, Prediction])
             "probabilities": result.probabilities,
             "prediction": result.prediction,
             "seconds": round(result.seconds, 3),
-            "method": result.method,
+            "method": result.map.method,
         }
         if result.lesion_probability is not None:
             entry["lesion_probability"] = round(result.lesion_probability, 4)
@@ -109,7 +110,7 @@ def missing_models(task: Task, results: Collection[str]) -> list[str]:
     ]
 
 
-def answer_warnings(task: Task, result: Prediction) -> list[str]:
+def answer_warnings(task: Task, result: Finding) -> list[str]:
     """Why one model's answer means nothing, whatever the scan: there is nothing to classify, as far as it can tell.
 
     Where there is one, every page and report dims that model's answer and says it beside it.
@@ -117,7 +118,7 @@ def answer_warnings(task: Task, result: Prediction) -> list[str]:
     return [] if result.lesion_seen else [none_seen(task.lesion)]
 
 
-def answer_notes(task: Task, result: Prediction) -> list[str]:
+def answer_notes(task: Task, result: Finding) -> list[str]:
     """What one model tells beside its answer: that there is something to classify, how far the answer may lie off,
     and in what the region is unlike those that it was trained on. [] where it cannot tell."""
     notes = []
@@ -131,7 +132,7 @@ def answer_notes(task: Task, result: Prediction) -> list[str]:
     return notes
 
 
-def agreement(task: Task, results: Mapping[str, Prediction]) -> str:
+def agreement(task: Task, results: Mapping[str, Finding]) -> str:
     """How the two models' answers stand to each other, in a sentence; "" where only one answered.
 
     Whether they say the same class and with what probability each, or not, or that one has nothing to classify.
@@ -207,25 +208,24 @@ def display_window(scan: Scan, task: Task) -> Window:
 
 
 def results_payload(
-    scan: Scan, task: Task, results: Mapping[str, Prediction], mask: np.ndarray | None = None
+    scan: Scan, task: Task, results: Mapping[str, Finding], mask: np.ndarray | None = None
 ) -> dict[str, Any]:
     """The viewer's data for a scan and its predictions."""
     canonical = scan.canonical()
     layers = [
         Layer(
             key=name,
-            label=f"{short_label(name, result.title)}: {METHOD_LABELS[result.method]}",
-            volume=_on_canonical(result.saliency, scan),
-            profile=result.slice_profile,
-            native=None
-            if result.native_saliency is None
-            else NativeMap(*result.region.cells(result.native_saliency)),
+            label=f"{short_label(name, result.title)}: {METHOD_LABELS[result.map.method]}",
+            volume=result.map.values,
+            profile=result.map.profile,
+            native=NativeMap(*result.region.cells(result.map.native)),
             short=short_label(name, result.title),
+            start=result.region.bounds[:, 0],
         )
         for name, result in results.items()
     ]
     if mask is not None:
-        layers.append(Layer("mask", "Lesion mask", _on_canonical(mask.astype(np.float32), scan) > 0.5, None))
+        layers.append(Layer("mask", "Lesion mask", Scan(mask, scan.affine).canonical().voxels))
     bounds = None
     if results:
         regions = np.stack([result.region.bounds for result in results.values()])
@@ -248,7 +248,7 @@ def write_results(
     folder: Path,
     scan: Scan,
     task: Task,
-    results: Mapping[str, Prediction],
+    results: Mapping[str, Finding],
     mask: np.ndarray | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Path]:
@@ -293,7 +293,3 @@ def write_results(
         (fresh / "prediction.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         written = {path.name for path in fresh.iterdir()}
     return {name: folder / name for name in RESULT_FILES if name in written}
-
-
-def _on_canonical(volume: np.ndarray, scan: Scan) -> np.ndarray:
-    return Scan(np.asarray(volume, np.float32), scan.affine).canonical().voxels

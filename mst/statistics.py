@@ -221,11 +221,6 @@ def proportion_ci95(count: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def brier_score(truth: np.ndarray, probability: np.ndarray) -> float:
-    """Mean squared difference between probability and truth; 0 is perfect, 0.25 is always saying 0.5."""
-    return float(np.mean((np.asarray(probability, float) - np.asarray(truth, float)) ** 2))
-
-
 def fit_calibration(truth: np.ndarray, probability: np.ndarray) -> Calibration:
     """The calibration that minimises the log loss of two-class predictions.
 

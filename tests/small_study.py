@@ -17,6 +17,9 @@ from mst.models.loading import save_model
 from mst.scans import write_nifti
 
 GRID = {"shape": [8, 24, 24], "spacing_mm": [4.0, 2.0, 2.0]}
+# An augmentation that varies nothing.
+STILL: dict[str, Any] = {"shift_mm": 0, "zoom": [1, 1], "rotate_deg": 0, "flip": False, "other_planes": 0}
+STILL |= {"continue_edges": 0, "noise": 0, "shift": 0, "scale": 0, "smooth": 0}
 TRAINING = {"steps": 4, "batch": 2, "learning_rate": 1e-3, "save_every": 2, "log_every": 1}
 ENCODER: dict[str, Any] = {
     "hidden_size": 16,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from uuid import uuid4
 
-from mst.prediction import Prediction
+from mst.findings import Finding
 from mst.results import agreement, answer_notes, answer_warnings
 from mst.scans import Scan
 from mst.tasks import Task
@@ -69,7 +69,7 @@ def opening() -> str:
     return '<section class="mst-empty" role="status"><p>Opening the scan</p></section>'
 
 
-def answers(scan: Scan, results: Mapping[str, Prediction], content: str) -> str:
+def answers(scan: Scan, results: Mapping[str, Finding], content: str) -> str:
     """Answers with what they were made for, which page.js says as soon as something else is chosen."""
     at = ", ".join(f"{value:.1f}" for value in next(iter(results.values())).spot.center)
     made_for = f"These answers are for {scan.name} at {at} mm. Press Explain for the new choice."
@@ -97,7 +97,7 @@ def no_checkpoint(task: Task) -> str:
 """
 
 
-def prediction_cards(task: Task, results: Mapping[str, Prediction], warnings: Sequence[str] = ()) -> str:
+def prediction_cards(task: Task, results: Mapping[str, Finding], warnings: Sequence[str] = ()) -> str:
     """Both models' probabilities as bars, with the checkpoint's name and its measured AUC, and how they agree.
 
     The answer of a model that sees nothing to classify is dimmed and says so, and the other's is not.
@@ -128,7 +128,7 @@ def _warned(warnings: Sequence[str]) -> str:
     return f'<div class="mst-warnings" role="alert">{said}</div>' if said else ""
 
 
-def _range(result: Prediction, label: str) -> str:
+def _range(result: Finding, label: str) -> str:
     if result.interval is None:
         return ""
     low, high = result.interval.classes[label]
@@ -142,7 +142,7 @@ def _missing(name: str) -> str:
     )
 
 
-def _card(name: str, task: Task, result: Prediction, doubtful: bool) -> str:
+def _card(name: str, task: Task, result: Finding, doubtful: bool) -> str:
     warnings = answer_warnings(task, result)
     notes = "".join(f"<p>{escape(note)}</p>" for note in answer_notes(task, result))
     bars = "".join(
@@ -178,7 +178,7 @@ def _card(name: str, task: Task, result: Prediction, doubtful: bool) -> str:
   {bars}
   {notes}
   <p class="mst-meta"><span>Checkpoint <code>{escape(result.checkpoint)}</code></span>{measured}
-  <span>{escape(METHOD_LABELS[result.method])} in {result.seconds:.2f} s</span></p>
+  <span>{escape(METHOD_LABELS[result.map.method])} in {result.seconds:.2f} s</span></p>
   {metrics}
 </article>
 """

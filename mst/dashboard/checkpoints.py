@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from mst.findings import checkpoints_for
 from mst.models import CheckpointError, checkpoint_metrics
 from mst.models.loading import checkpoints_folder
-from mst.prediction import LABELS, checkpoints_for
 from mst.tasks import Task
-from mst.words import duration
+from mst.words import LABELS, duration
 
 
 def checkpoint_folders(task: Task, model: str) -> dict[str, Path]:

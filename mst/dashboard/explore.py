@@ -37,9 +37,9 @@ from mst.data.examples import EXAMPLES, example_center, example_file
 from mst.dicom_export import why_not
 from mst.errors import InputError
 from mst.files import safe_stem
+from mst.findings import MODELS, Finding, choose_spot
 from mst.models import list_checkpoints
 from mst.models.loading import checkpoint_grid
-from mst.prediction import LABELS, MODELS, Prediction, choose_spot
 from mst.preprocess import locate
 from mst.results import (
     display_window,
@@ -53,6 +53,7 @@ from mst.scans import Scan
 from mst.scans.hounsfield import USUAL_SHIFT, hounsfield_shift
 from mst.tasks import TASKS, Task, get_task
 from mst.viewer import locator_html, viewer_html
+from mst.words import LABELS
 
 log = logging.getLogger(__name__)
 DICOM_ZIP = "saliency_dicom.zip"
@@ -535,7 +536,7 @@ def end_visit(request: gr.Request) -> None:
     end_session(_session(request))
 
 
-def _made(file: str, scan: Scan, results: Mapping[str, Prediction]) -> bool:
+def _made(file: str, scan: Scan, results: Mapping[str, Finding]) -> bool:
     """Whether a result of these models has that file."""
     if file == DICOM_ZIP:
         return scan.source is not None and why_not(scan) is None

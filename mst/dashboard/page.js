@@ -6,7 +6,7 @@
     Object.getOwnPropertyDescriptor(prototype, "value").set.call(field, text);
     field.dispatchEvent(new Event("input", { bubbles: true }));
   };
-  document.addEventListener("mst-center", (event) => {
+  document.addEventListener("mst-center", (/** @type {any} */ event) => {
     const field = document.querySelector("#center textarea, #center input");
     const { x, y, z } = event.detail;
     if (field) setText(field, [x, y, z].map((v) => Number(v).toFixed(1)).join(", "));
@@ -19,7 +19,7 @@
     return JSON.stringify(inputs.map((value) => (value?.length === 0 ? null : plain(value) ?? null)));
   };
   const mark = () => {
-    const answers = document.querySelector("#results .mst-answers");
+    const answers = /** @type {HTMLElement | null} */ (document.querySelector("#results .mst-answers"));
     if (!answers) return;
     if (answers.dataset.run !== run) {
       run = answers.dataset.run;
@@ -35,7 +35,7 @@
     changes: (...inputs) => { now = keyOf(inputs); mark(); return []; },
   };
   // Gradio has no translation for this button's name and reads out the key.
-  const rename = () => document.querySelectorAll("[aria-label='common.upload']").forEach((button) => {
+  const rename = () => document.querySelectorAll("[aria-label='common.upload']").forEach((/** @type {HTMLElement} */ button) => {
     button.setAttribute("aria-label", "Add files");
     button.title = "Add files";
   });

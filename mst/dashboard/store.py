@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mst.dashboard.work import read_scan
-from mst.prediction import Prediction
+from mst.findings import Finding
 from mst.scans import Scan, ScanError, subtract
 from mst.scans.hounsfield import USUAL_SHIFT, shifted
 from mst.scans.resampling import split_contrast
@@ -31,7 +31,7 @@ DAY_SECONDS = 24 * 3600.0
 WHOLE_SCANS = (".nii", ".nii.gz", ".nrrd", ".mha", ".zip")
 
 # A scan, its study, each model's prediction and the lesion mask, as `write_results` takes them.
-Result = tuple[Scan, Task, Mapping[str, Prediction], np.ndarray | None]
+Result = tuple[Scan, Task, Mapping[str, Finding], np.ndarray | None]
 
 
 class Inputs(NamedTuple):

@@ -7,11 +7,11 @@ from functools import wraps
 from threading import BoundedSemaphore
 from typing import Any, ParamSpec, TypeVar
 
-from mst import prediction, scans
+from mst import findings, scans
 from mst.dashboard.checkpoints import checkpoint_named
+from mst.findings import Finding
 from mst.models import CheckpointError
 from mst.models.loading import checkpoints_folder
-from mst.prediction import Prediction
 from mst.scans import Scan
 from mst.tasks import get_task
 
@@ -34,13 +34,13 @@ def limited(function: Callable[P, R]) -> Callable[P, R]:
 
 
 read_scan = limited(scans.read_scan)
-as_mask = limited(prediction.as_mask)
+as_mask = limited(findings.as_mask)
 
 
 @limited
 def predict(
     scan: Scan, task: str, *args: Any, models: Mapping[str, str | None] | None = None, **kwargs: Any
-) -> dict[str, Prediction]:
+) -> dict[str, Finding]:
     """`mst.predict` for the page: models by the names of `checkpoint_folders`, and no path in a message.
 
     Raises:
@@ -49,7 +49,7 @@ def predict(
     study = get_task(task)
     chosen = {name: checkpoint_named(study, name, wanted) for name, wanted in (models or {}).items()}
     try:
-        return prediction.predict(scan, task, *args, models=chosen, **kwargs)
+        return findings.predict(scan, task, *args, models=chosen, **kwargs)
     except CheckpointError as error:
         # On the command line the folder is what one needs to know; a visitor only needs the name.
         raise CheckpointError(str(error).replace(f"{checkpoints_folder()}/", "")) from error

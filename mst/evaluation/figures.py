@@ -8,13 +8,13 @@ from datetime import date
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import brier_score_loss
 
 from mst.cohort import Row
 from mst.saliency.metrics import MEASURES, YES_OR_NO
 from mst.statistics import (
     OperatingPoint,
     auc,
-    brier_score,
     calibration_curve,
     delong_test,
     mcnemar_test,
@@ -98,7 +98,7 @@ def _classification(truth: np.ndarray, probability: np.ndarray) -> dict[str, Any
         "auc_se": area.se,
         "threshold": youden.threshold,
         **_decisions(youden),
-        "brier": brier_score(truth, probability),
+        "brier": brier_score_loss(truth, probability),
         "calibration": [asdict(point) for point in calibration_curve(truth, probability)],
         # What the dashboard calls the more probable class.
         "at_half": {"threshold": 0.5, **_decisions(operating_point(truth, probability, 0.5))},

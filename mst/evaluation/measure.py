@@ -13,8 +13,8 @@ from mst.evaluation.figures import summarise
 from mst.evaluation.plots import roc_png
 from mst.evaluation.report import evaluation_html
 from mst.files import write_whole
+from mst.findings import cached_model, resolve_checkpoints
 from mst.models.loading import checkpoint_name
-from mst.prediction import cached_model, resolve_checkpoints
 from mst.tasks import get_task
 
 METRICS, ROC, REPORT = "metrics.json", "roc.png", "report.html"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch.nn.functional import interpolate
 
 from mst.errors import CheckpointError
 from mst.models.base import ScanClassifier
+from mst.models.resnet3d import ResNet3D
+from mst.models.resnet_slices import ResNetSliceTransformer
+from mst.models.slice_transformer import SliceTransformer
 from mst.saliency.attention import slice_attention
 from mst.saliency.gradcam import gradcam, gradcam_plus_plus
 
@@ -40,14 +43,37 @@ class Explanation:
     distance: Tensor | None = None
 
 
-# A method takes (model, volume, target, padding_mask) and gives (what the model classifies, native map, slice weights
-# or None).
-Method = Callable[[ScanClassifier, Tensor, int | None, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+# What makes a method's map: (model, volume, target, padding_mask) -> (what the model classifies, native map, slice
+# weights or None).
+Run = Callable[[ScanClassifier, Tensor, int | None, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to explain an answer.
+
+    Attributes:
+        run: makes the map.
+        fits: the models that it can explain.
+        by_class: those of them whose map depends on the class that is explained.
+    """
+
+    run: Run
+    fits: tuple[type[ScanClassifier], ...]
+    by_class: tuple[type[ScanClassifier], ...] = ()
+
+
+_RESNETS = (ResNet3D, ResNetSliceTransformer)
 METHODS: dict[str, Method] = {
-    "attention": slice_attention,
-    "gradcam": gradcam,
-    "gradcam++": gradcam_plus_plus,
+    "attention": Method(slice_attention, (SliceTransformer,)),
+    "gradcam": Method(gradcam, _RESNETS, (ResNet3D,)),
+    "gradcam++": Method(gradcam_plus_plus, _RESNETS, (ResNet3D,)),
 }
+
+
+def fitting_methods(model: ScanClassifier, names: Iterable[str] = tuple(METHODS)) -> list[str]:
+    """Those of some methods that can explain a model."""
+    return [name for name in names if isinstance(model, METHODS[name].fits)]
 
 
 def explain(
@@ -91,7 +117,7 @@ def explain(
     if model.training:
         # Not switched here: others may be asking the same model, and their answers would change with it.
         raise ValueError("the model is in training mode; call its eval() first")
-    vector, native, weights = METHODS[name](model, volume, target, padding_mask)
+    vector, native, weights = METHODS[name].run(model, volume, target, padding_mask)
     with torch.no_grad():
         logits, lesion = model.classify(vector), model.lesion_logits(vector)
         distance = model.distance(vector)

@@ -123,6 +123,15 @@ class Scan:
         return np.ascontiguousarray(nib.orientations.apply_orientation(volume, back))
 
 
+def own_axes(affine: np.ndarray) -> list[tuple[int, bool]]:
+    """For each of a scan's own axes (I, J, K), the canonical axis that runs along it, and whether it runs backwards.
+
+    >>> own_axes(np.diag([-1.0, 1.0, 2.0, 1.0]))
+    [(0, True), (1, False), (2, False)]
+    """
+    return [(int(axis), bool(flip < 0)) for axis, flip in nib.orientations.io_orientation(affine)]
+
+
 def stem(name: str) -> str:
     """A file's name without the ending that says its format, for a scan's name.
 

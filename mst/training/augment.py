@@ -7,7 +7,7 @@ a sample is interpolated once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch.nn.functional import grid_sample
 from mst.preprocess import AXES, Region, normalise_z_score
 from mst.tasks import Plane, Task
 from mst.training.cases import LoadedCase
+from mst.training.sections import Number, Settings, Share, Weight, read_section
 
 LEAST_DEPTH_MM = 24.0  # along the slices, for slices in other planes
 ENDS_MM = (2.0, 25.0)  # beyond the lesion, where a scan that ends near it does so
@@ -39,8 +40,7 @@ BESIDE_MM = 2.0  # between the lesion and tissue from beside it
 SIGNS = np.array([-1.0, 1.0])
 
 
-@dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Settings):
     """What is varied, and how far.
 
     Attributes:
@@ -66,45 +66,30 @@ class Augmentation:
         invert: how often the normalised intensities, and what lies beyond the scan, change their sign.
     """
 
-    shift_mm: float | tuple[float, float, float] = 10.0
-    zoom: tuple[float, float] = (0.85, 1.2)
-    rotate_deg: float = 180.0
+    shift_mm: Number | tuple[Number, Number, Number] = 10.0
+    zoom: tuple[Number, Number] = (0.85, 1.2)
+    rotate_deg: Number = 180.0
     flip: bool = True
-    other_planes: float = 0.3
-    continue_edges: float = 0.5
-    noise: float = 0.03
-    shift: float = 0.05
-    scale: float = 0.1
-    smooth: float = 0.2
-    invert: float = 0.0
-    near: float = 0.0
-    ends: float = 0.0
-    trim: float = 0.0
-    elsewhere: float = 0.0
+    other_planes: Share = 0.3
+    continue_edges: Share = 0.5
+    noise: Weight = 0.03
+    shift: Weight = 0.05
+    scale: Weight = 0.1
+    smooth: Share = 0.2
+    invert: Share = 0.0
+    near: Share = 0.0
+    ends: Share = 0.0
+    trim: Share = 0.0
+    elsewhere: Share = 0.0
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | None) -> Augmentation:
         """From a config's `augment`.
 
         Raises:
-            ValueError: a setting that there is none of, or a value that is of no use for it.
+            TrainingError: a setting that there is none of, or a value that is of no use for it.
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := set(config or {}) - known:
-            raise ValueError(
-                f"augment has no setting {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
-            )
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in (config or {}).items()
-        }
-        for key, value in settings.items():
-            several = {"zoom": (2,), "shift_mm": (1, 3)}.get(key, (1,))
-            numbers = value if isinstance(value, tuple) else (value,)
-            if len(numbers) not in several or not all(isinstance(n, int | float) for n in numbers):
-                raise ValueError(
-                    f"augment.{key} is {value!r}, not {' or '.join(map(str, several))} number(s)"
-                )
-        return cls(**settings)
+        return read_section(cls, config or {}, "augment")
 
     def intensity(self) -> Compose:
         """The part that changes values, for a volume [1, D, H, W]."""

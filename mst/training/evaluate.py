@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from mst.familiar import USUAL
 from mst.files import write_whole
@@ -21,7 +21,7 @@ from mst.preprocess import AXES, prepare
 from mst.saliency import explain
 from mst.saliency.metrics import TOLERANCE_MM, saliency_metrics
 from mst.scans import Scan
-from mst.statistics import Calibration, auc, brier_score, delong_test, fit_calibration
+from mst.statistics import Calibration, auc, delong_test, fit_calibration
 from mst.training.cases import LoadedCase
 
 OFFSET_MM = 10.0  # how far off-centre the second round of predictions is, at most, along each axis
@@ -499,8 +499,8 @@ def calibration(folds: Sequence[Sequence[dict[str, Any]]], classes: Sequence[str
         found = fit_calibration(*(np.concatenate(parts) for parts in zip(*others, strict=True)))
         calibrated.append(found.of(held_out))
     return _rounded(fit_calibration(truth, scores)) | {
-        "brier": round(brier_score(truth, np.concatenate(calibrated)), 4),
-        "brier_uncalibrated": round(brier_score(truth, scores), 4),
+        "brier": round(brier_score_loss(truth, np.concatenate(calibrated)), 4),
+        "brier_uncalibrated": round(brier_score_loss(truth, scores), 4),
         "folds": [_rounded(fit_calibration(*pair)) for pair in pairs],
     }
 

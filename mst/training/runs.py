@@ -54,7 +54,7 @@ from mst.training.datasets import (
 )
 from mst.training.evaluate import calibration, has_rows, predict_cases, read_rows, summarise, write_rows
 from mst.training.objectives import STAGES, ClassTraining, JointTraining, MapTraining
-from mst.training.settings import IDLE, TrainingError, TrainingSettings, check_config
+from mst.training.settings import IDLE, TrainingError, TrainingSettings, checked_config
 from mst.training.table import read_folds, table
 from mst.training.trainer import best_evaluation, fit
 
@@ -107,8 +107,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         section[last] = yaml.safe_load(value)
         if last == "pretraining" and section[last]:
             section[last] = load_config(path.parent / str(section[last]))
-    check_config(config)
-    return config
+    return checked_config(config)
 
 
 class _EachOnce(yaml.SafeLoader):

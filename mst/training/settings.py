@@ -1,27 +1,34 @@
-"""What a config's `training:` section may say, checked before anything is read or trained."""
+"""What a config may say, checked before anything is read or trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from mst.errors import InputError
 from mst.tasks import get_task
 from mst.training.augment import Augmentation
+from mst.training.sections import (
+    Count,
+    Limits,
+    Number,
+    Rate,
+    Settings,
+    Share,
+    Some,
+    TrainingError,
+    Weight,
+    Whole,
+    read_section,
+)
 
 # Settings that change how a run is watched, kept or computed, but not what is learnt (up to float noise): a run
 # may go on with others.
 IDLE = {"save_every", "log_every", "workers", "checkpoint_gradients", "tensorboard", "wandb"}
-SCHEDULES = ("cosine", "constant")
 
 
-class TrainingError(InputError):
-    """A run that cannot begin or go on; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class EarlyStopping:
+class EarlyStopping(Settings):
     """Stops when the AUC of cases held out from training grows no more, and keeps the weights of the best AUC.
 
     Attributes:
@@ -31,14 +38,13 @@ class EarlyStopping:
         metric: what is watched; "auc" alone.
     """
 
-    every: int
-    patience: int
-    folds: int = 5
-    metric: str = "auc"
+    every: Count
+    patience: Count
+    folds: Annotated[Whole, Field(ge=2)] = 5
+    metric: Literal["auc"] = "auc"
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """One run's optimisation.
 
     Attributes:
@@ -64,25 +70,31 @@ class TrainingSettings:
         wandb: project of Weights & Biases that the log is sent to; None: nothing is sent.
     """
 
-    steps: int
-    batch: int
-    learning_rate: float
-    encoder_learning_rate: float | None = None
-    layer_decay: float | None = None
-    weight_decay: float = 0.01
-    schedule: str = "cosine"
-    warmup: int = 0
-    clip_gradient: float = 1.0
-    accumulate: int = 1
+    steps: Count
+    batch: Count
+    learning_rate: Rate
+    encoder_learning_rate: Rate | None = None
+    layer_decay: Annotated[Number, Field(ge=1e-3, le=1)] | None = None
+    weight_decay: Weight = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Some = 0
+    clip_gradient: Weight = 1.0
+    accumulate: Count = 1
     checkpoint_gradients: bool = False
     bf16: bool = False
     fp16: bool = False
     early_stopping: EarlyStopping | None = None
-    save_every: int = 100
-    log_every: int = 20
-    workers: int = 0
+    save_every: Count = 100
+    log_every: Count = 20
+    workers: Some = 0
     tensorboard: bool = False
     wandb: str | None = None
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> TrainingSettings:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other")
+        return self
 
     @property
     def samples(self) -> int:
@@ -96,187 +108,104 @@ class TrainingSettings:
         Raises:
             TrainingError: a setting that there is none of, one that is missing, or one of a wrong kind.
         """
-        values = _read(section, "training", cls, _TRAINING)
-        if (stopping := values.get("early_stopping")) is not None:
-            name = "training.early_stopping"
-            values["early_stopping"] = EarlyStopping(**_read(stopping, name, EarlyStopping, _STOPPING))
-        if values.get("bf16") and values.get("fp16"):
-            raise TrainingError("training: bf16 and fp16 exclude each other.")
-        return cls(**values)
+        return read_section(cls, section, "training")
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Checks what can be checked of a config, its pre-training and its steps without any data.
+class ScanRatings(Settings):
+    """Which ratings are asked of the scan's vector, and how much that counts."""
+
+    weight: Weight = 0.5
+    ratings: dict[str, Limits] = {}
+
+
+class Dense(ScanRatings):
+    """The dense objective; `scan_weight` is how much telling the ratings from the scan's vector counts beside it."""
+
+    scan_weight: Weight = 0.0
+
+
+class Config(Settings):
+    """What any config says."""
+
+    name: str
+    kind: str
+    file: str
+    task: str
+    folds: Count = 5
+    seed: Whole = 0
+    data: Any = None
+    dataset: str = ""
+    cross_validate: bool = False
+
+
+class StudyConfig(Config):
+    """Several configs, trained one after the other."""
+
+    steps: list[dict[str, Any]] = []
+
+
+class ClassifierConfig(Config):
+    """What `docs/training.md` says of a classifier's config."""
+
+    simulated: dict[str, Any] | None = None
+    shares: dict[Literal["real", "simulated"], Weight] = {}
+    balanced: bool = False
+    augment: Augmentation = Augmentation()
+    training: TrainingSettings
+    pretraining: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+    keep_slices: Some = 0
+    focus: Share = 0.0
+    window: Some = 0
+    free: Share = 0.0
+    frozen_layers: Some = 0
+    dense: Dense | None = None
+    scan_ratings: ScanRatings | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> ClassifierConfig:
+        if self.pretraining is None and self.model is None:
+            raise ValueError("the config lacks a model, or a pretraining that gives one")
+        if self.dense is not None and self.scan_ratings is not None:
+            raise ValueError("scan_ratings and dense exclude each other: dense has a scan_weight")
+        if self.window and self.dense is None:
+            raise ValueError("window needs dense")
+        if self.focus and not self.keep_slices:
+            raise ValueError("focus is of the slices that keep_slices keeps")
+        return self
+
+
+KINDS: dict[Any, type[Config]] = {"study": StudyConfig, "classifier": ClassifierConfig}
+
+
+def checked_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it is meant: checked as far as can be without any data, its pre-training and its steps too.
+
+    Returns:
+        what it says, each value of its own kind; what it leaves open is not there.
 
     Raises:
         TrainingError: the message names the file and the setting.
     """
     before = config.get("pretraining")
-    for inner in (before, *config.get("steps", [])):
-        if isinstance(inner, dict):
-            check_config(inner)
+    inner: dict[str, Any] = {}
+    if isinstance(before, dict):
+        inner["pretraining"] = checked_config(before)
+    if isinstance(steps := config.get("steps"), list):
+        inner["steps"] = [checked_config(step) if isinstance(step, dict) else step for step in steps]
     try:
         get_task(config.get("task", ""))
-        if config["kind"] == "study":
-            _known(config, "the config", {*_ANY, *_STUDY})
-            if not all(_trains(step) for step in config.get("steps", [])):
-                raise TrainingError("not every one of the steps is a config that trains a model.")
-            return
-        if config["kind"] != "classifier":
-            raise TrainingError(f"the kind {config['kind']!r} is neither study nor classifier.")
-        TrainingSettings.from_config(config.get("training"))
-        _known(config, "the config", {*_ANY, *_CLASSIFIER})
+        if config["kind"] not in KINDS:
+            raise TrainingError(f"the kind {config['kind']!r} is neither {' nor '.join(KINDS)}")
         if before and not _trains(before):
-            raise TrainingError("pretraining is no config that trains a model.")
-        if not before and "model" not in config:
-            raise TrainingError("the config lacks a model, or a pretraining that gives one.")
-        Augmentation.from_config(config.get("augment"))
-        if (dense := config.get("dense")) is not None:
-            _check_ratings(dense, "dense", ("weight", "scan_weight"))
-        if (scan_ratings := config.get("scan_ratings")) is not None:
-            _check_ratings(scan_ratings, "scan_ratings", ("weight",))
-            if dense is not None:
-                raise TrainingError("scan_ratings and dense exclude each other: dense has a scan_weight.")
-        if config.get("window") and config.get("dense") is None:
-            raise TrainingError("window needs dense.")
-        if config.get("focus") and not config.get("keep_slices"):
-            raise TrainingError("focus is of the slices that keep_slices keeps.")
-    except (ValueError, TypeError) as error:
+            raise TrainingError("pretraining is no config that trains a model")
+        if not all(_trains(step) for step in inner.get("steps", [])):
+            raise TrainingError("not every one of the steps is a config that trains a model")
+        found = read_section(KINDS[config["kind"]], config, "")
+    except (InputError, TypeError) as error:
         raise TrainingError(f"{config['file']}: {error}") from error
+    return found.model_dump(mode="json", exclude_unset=True) | inner
 
 
 def _trains(config: Any) -> bool:
     return isinstance(config, dict) and config.get("kind") == "classifier"
-
-
-def _known(section: Any, name: str, known: set[str]) -> None:
-    if not isinstance(section, dict):
-        raise TrainingError(f"{name} is {section!r}, not a list of settings.")
-    if unknown := sorted(str(key) for key in section if key not in known):
-        raise TrainingError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-
-
-def _check_ratings(section: Any, name: str, weights: tuple[str, ...]) -> None:
-    _known(section, name, {*weights, "ratings"})
-    for key in weights:
-        value = section.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise TrainingError(f"{name}.{key} is {value!r}, not a number of at least 0")
-    ratings = section.get("ratings", {})
-    if not isinstance(ratings, dict):
-        raise TrainingError(f"{name}.ratings is {ratings!r}, not columns with their lowest and highest value")
-    for column, limits in ratings.items():
-        numbers = (
-            isinstance(limits, list) and len(limits) == 2 and all(isinstance(n, int | float) for n in limits)
-        )
-        if not numbers or limits[0] >= limits[1]:
-            raise TrainingError(f"{name}.ratings.{column} is {limits!r}, not [lowest, highest]")
-
-
-def _read(section: Any, name: str, cls: type, checks: dict[str, Check]) -> dict[str, Any]:
-    """The section's values, each checked; None stands for "not set" where that is the default."""
-    known = {field.name: field for field in fields(cls)}
-    _known(section, name, set(known))
-    needed = [key for key, field in known.items() if field.default is MISSING and section.get(key) is None]
-    if needed:
-        raise TrainingError(f"{name} lacks {', '.join(needed)}")
-    values = {}
-    for key, value in section.items():
-        if value is None and known[key].default is None:
-            continue
-        try:
-            values[key] = checks[key].read(value)
-        except (ValueError, TypeError):
-            raise TrainingError(f"{name}.{key} is {value!r}, not {checks[key].text}") from None
-    return values
-
-
-@dataclass(frozen=True)
-class Check:
-    """How a setting is read, and what it must be in words."""
-
-    read: Callable[[Any], Any]
-    text: str
-
-
-def _whole(least: int) -> Check:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or int(value) != float(value) or int(value) < least:
-            raise ValueError
-        return int(value)
-
-    return Check(read, f"a whole number of at least {least}")
-
-
-def _number(least: float, most: float, text: str) -> Check:
-    def read(value: Any) -> float:
-        # YAML takes 1e-6 without a point for text.
-        number = float(value)
-        if isinstance(value, bool) or not least <= number <= most:
-            raise ValueError
-        return number
-
-    return Check(read, text)
-
-
-def _same(kind: type, text: str) -> Check:
-    def read(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return Check(read, text)
-
-
-def _one_of(*choices: str) -> Check:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise ValueError
-        return value
-
-    return Check(read, " or ".join(choices))
-
-
-# The names that a config may have, by its kind.
-_ANY = ("name", "kind", "file", "task", "folds", "seed", "data", "dataset", "cross_validate")
-_STUDY = ("steps",)
-_CLASSIFIER = (
-    "simulated",
-    "shares",
-    "balanced",
-    "augment",
-    "training",
-    "pretraining",
-    "model",
-    "keep_slices",
-    "dense",
-    "scan_ratings",
-    "free",
-    "focus",
-    "window",
-    "frozen_layers",
-)
-_RATE = _number(1e-30, 1e3, "a number above 0")
-_SWITCH = _same(bool, "true or false")
-_TRAINING = {
-    "steps": _whole(1),
-    "batch": _whole(1),
-    "learning_rate": _RATE,
-    "encoder_learning_rate": _RATE,
-    "layer_decay": _number(1e-3, 1, "a number between 0 and 1"),
-    "weight_decay": _number(0, 1e3, "a number of at least 0"),
-    "schedule": _one_of(*SCHEDULES),
-    "warmup": _whole(0),
-    "clip_gradient": _number(0, 1e9, "a number of at least 0"),
-    "accumulate": _whole(1),
-    "checkpoint_gradients": _SWITCH,
-    "bf16": _SWITCH,
-    "fp16": _SWITCH,
-    "early_stopping": _same(dict, "a list of settings (every, patience, folds)"),
-    "save_every": _whole(1),
-    "log_every": _whole(1),
-    "workers": _whole(0),
-    "tensorboard": _SWITCH,
-    "wandb": _same(str, "the name of a project"),
-}
-_STOPPING = {"every": _whole(1), "patience": _whole(1), "folds": _whole(2), "metric": _one_of("auc")}

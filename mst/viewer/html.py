@@ -14,21 +14,8 @@ import plotly
 
 from mst.scans import Scan
 from mst.viewer.payload import locator_payload
+from mst.viewer.scripts import HERE, script
 from mst.words import DISCLAIMER, DOUBTFUL, LABELS, MEASURES, METHOD_LABELS, measured
-
-HERE = Path(__file__).resolve().parent
-SCRIPTS = (
-    "slices.js",
-    "page.js",
-    "panel.js",
-    "solid.js",
-    "projection.js",
-    "viewer.js",
-    "locator.js",
-    "gif.js",
-    "save.js",
-    "start.js",
-)
 
 
 def head_html(plotly_url: str | None = None) -> str:
@@ -38,12 +25,11 @@ def head_html(plotly_url: str | None = None) -> str:
         plotly_url: loaded when a viewer first needs it; None: the script is put into the page whole.
     """
     style = (HERE / "viewer.css").read_text(encoding="utf-8")
-    script = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     if plotly_url is None:
         library = f"<script>{_plotly_script()}</script>"
     else:
         library = f"<script>window.MST_PLOTLY_URL = {_json(plotly_url)};</script>"
-    return f"<style>{style}</style>{library}<script>{script}</script>"
+    return f"<style>{style}</style>{library}<script>{script()}</script>"
 
 
 def viewer_html(payload: Mapping[str, Any]) -> str:

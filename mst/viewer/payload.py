@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mst.scans import Scan
+from mst.scans.boxes import on_box
 from mst.words import DISCLAIMER, LONGEST_NAME, SHOWN_FROM, clipped
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -48,10 +49,12 @@ class Layer:
         key: "mst", "resnet" or "mask".
         label: for the panel's heading.
         short: what the model is called where there is little room; "": the script's own word for the key.
-        volume: float32 [X, Y, Z] on the canonical scan's grid, at least 0; bool for a mask.
+        volume: float32 [x, y, z] on a box of the canonical scan's grid, at least 0 and zero around it; bool for a
+            mask.
         profile: one number for each slice of the canonical scan in the viewer's plane: how much the model
             weighs it. None: the volume's maximum in each slice.
         native: the same map before it was brought to the scan's voxels.
+        start: the canonical scan's voxel where the box begins.
     """
 
     key: str
@@ -60,6 +63,7 @@ class Layer:
     profile: np.ndarray | None = None
     native: NativeMap | None = None
     short: str = ""
+    start: Sequence[int] | np.ndarray = (0, 0, 0)
 
 
 def viewer_payload(
@@ -88,22 +92,26 @@ def viewer_payload(
         file_affine: of the file's own voxel order, for telling voxel indices; None: the canonical one.
 
     Raises:
-        ValueError: a layer's shape differs from the scan's.
+        ValueError: a layer does not lie within the scan.
     """
     axis = SLICE_AXIS[plane]
     for layer in layers:
-        if layer.volume.shape != scan.shape:
-            raise ValueError(f"layer {layer.key} is {layer.volume.shape}, the scan {scan.shape}")
+        if np.any(np.asarray(layer.start) < 0) or np.any(
+            np.add(layer.start, layer.volume.shape) > scan.shape
+        ):
+            raise ValueError(
+                f"layer {layer.key} is {layer.volume.shape} from {tuple(layer.start)} on, the scan {scan.shape}"
+            )
         if layer.profile is not None and np.shape(layer.profile) != (scan.shape[axis],):
             raise ValueError(
                 f"layer {layer.key} has {np.shape(layer.profile)} weights for {scan.shape[axis]} slices"
             )
     box = _display_box(scan.shape, bounds)
-    crop = (slice(*box[0].tolist()), slice(*box[1].tolist()), slice(*box[2].tolist()))
+    crop = slice(*box[axis].tolist())
     notes = [f"{layer.label}: the map is zero everywhere." for layer in layers if not np.any(layer.volume)]
     shown = scan.cropped(box[:, 0], box[:, 1])
     voxels = _finite(shown.voxels, "The scan", notes)
-    volumes = [_finite(layer.volume[crop], layer.label, notes) for layer in layers]
+    volumes = [_finite(on_box(layer.volume, layer.start, box), layer.label, notes) for layer in layers]
     # Without windows to choose from, the script offers the whole range.
     named = [(low, high) for _, low, high in windows] or [(float(voxels.min()), float(voxels.max()))]
     spans = [window, *named]
@@ -126,7 +134,7 @@ def viewer_payload(
         shrunk = [_shrink(volume, factors) for volume in volumes]
         maps = {
             coarse: [
-                _layer(layer, volume, axis, crop[axis], factors[axis], coarse)
+                _layer(layer, volume, axis, crop, factors[axis], coarse)
                 for layer, volume in zip(layers, shrunk, strict=True)
             ]
             for coarse in (1, 2)

@@ -45,12 +45,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
 
 
 @pytest.fixture(scope="module")
-def alone(cases: list[tuple[Path, Path]]) -> list[dict[str, mst.Prediction]]:
+def alone(cases: list[tuple[Path, Path]]) -> list[dict[str, mst.Finding]]:
     """What each case comes to when nobody else is there."""
     return [mst.predict(mst.read_scan(scan), "chest-ct", mask=mask) for scan, mask in cases]
 
 
-def check_record(answer: dict[str, Any], expected: dict[str, mst.Prediction]) -> None:
+def check_record(answer: dict[str, Any], expected: dict[str, mst.Finding]) -> None:
     for name, result in expected.items():
         entry = answer["models"][name]
         for label, probability in result.probabilities.items():
@@ -66,7 +66,7 @@ def test_clients_of_the_web_api_at_once(
     clients: int,
     url: str,
     cases: list[tuple[Path, Path]],
-    alone: list[dict[str, mst.Prediction]],
+    alone: list[dict[str, mst.Finding]],
 ) -> None:
     def ask(number: int) -> dict[str, Any]:
         scan, mask = cases[number % len(cases)]
@@ -87,7 +87,7 @@ def test_sessions_of_the_page_at_once(
     browser: Browser,
     url: str,
     cases: list[tuple[Path, Path]],
-    alone: list[dict[str, mst.Prediction]],
+    alone: list[dict[str, mst.Finding]],
 ) -> None:
     contexts = [browser.new_context(accept_downloads=True) for _ in range(sessions)]
     pages: list[Page] = [context.new_page() for context in contexts]

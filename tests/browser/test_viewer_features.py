@@ -494,33 +494,3 @@ def test_a_frame_is_drawn_for_every_key(opened: Open) -> None:
     for slice_ in (6, 7, 8):
         page.keyboard.press("ArrowRight")
         expect(viewer_of(page)).to_have_attribute("data-drawn", str(slice_))
-
-
-# ---- plain functions of the script
-
-
-def test_contours_run_where_the_value_is_crossed(opened: Open) -> None:
-    lines = opened().evaluate("MstViewer.contour([0, 0, 0, 0, 10, 0, 0, 0, 0], 3, 3, 5)")
-    ends = np.array(lines).reshape(-1, 2)
-    assert np.abs(ends - 1.5).sum(axis=1) == pytest.approx(0.5)
-    borders = opened().evaluate("MstViewer.borders((i) => i === 4, 3, 3)")
-    assert len(borders) == 16
-
-
-def test_links_are_read_and_written_without_nonsense(opened: Open) -> None:
-    page = opened()
-    found = page.evaluate("MstViewer.readLink('#slice=3&opacity=7&plane=oblique&at=1,2,3&__proto__=x')")
-    assert found == {"slice": 3, "at": [1, 2, 3]}
-    for camera, read in [("1,2,3,0,0,0", [1, 2, 3, 0, 0, 0]), ("1,2,3,1,2,3", None), ("1,2,,0,0,0", None)]:
-        assert page.evaluate(f"MstViewer.readLink('#camera={camera}').camera ?? null") == read
-    assert page.evaluate("MstViewer.writeLink({ plane: 'axial', slice: 4, threshold: 0.995, what: 1 })") == (
-        "#plane=axial&slice=4&threshold=0.995"
-    )
-
-
-def test_a_plateau_is_one_hot_spot_at_its_middle(opened: Open) -> None:
-    spots = opened().evaluate(
-        "(() => { const c = new Uint8Array(7 * 7 * 7); for (let k = 1; k < 6; k++) c[3 * 49 + 3 * 7 + k] = 200;"
-        " c[0] = 90; return MstViewer.hotSpots(c, [7, 7, 7], [1, 1, 1], { apart: 3 }); })()"
-    )
-    assert spots == [{"index": [3, 3, 3], "code": 200}, {"index": [0, 0, 0], "code": 90}]

@@ -18,10 +18,10 @@ from mst.cli import main
 from mst.dashboard.cards import prediction_cards
 from mst.dashboard.explore import _checkpoint_choices, predict_files
 from mst.data.examples import example_file
+from mst.findings import Finding
 from mst.models import ResNet3D
 from mst.models.loading import load_model, save_model
 from mst.pdf_report import COLOURS
-from mst.prediction import Prediction
 from mst.results import agreement, answer_notes, answer_warnings, prediction_record, write_results
 from mst.scans import Scan
 from mst.tasks import TASKS
@@ -49,17 +49,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(scan: Scan, folder: Path) -> dict[str, Prediction]:
+def results(scan: Scan, folder: Path) -> dict[str, Finding]:
     models = {name: folder / f"chest-ct-{name}" for name in ("mst", "resnet")}
     return mst.predict(scan, models=models)
 
 
-def plain(result: Prediction) -> Prediction:
+def plain(result: Finding) -> Finding:
     """The same of a model that cannot tell whether there is a lesion."""
     return replace(result, lesion_probability=None, lesion_threshold=None)
 
 
-def saying(result: Prediction, label: str, probability: float, other: str = "") -> Prediction:
+def saying(result: Finding, label: str, probability: float, other: str = "") -> Finding:
     classes = {
         label: probability,
         other or ("benign" if label == "malignant" else "malignant"): 1 - probability,
@@ -67,7 +67,7 @@ def saying(result: Prediction, label: str, probability: float, other: str = "") 
     return replace(plain(result), prediction=label, probabilities=classes)
 
 
-def test_what_is_said_of_one_model(results: dict[str, Prediction]) -> None:
+def test_what_is_said_of_one_model(results: dict[str, Finding]) -> None:
     assert answer_notes(CHEST, results["mst"]) == [SEEN]
     assert answer_warnings(CHEST, results["mst"]) == []
     assert answer_notes(CHEST, results["resnet"]) == []
@@ -78,7 +78,7 @@ def test_what_is_said_of_one_model(results: dict[str, Prediction]) -> None:
     assert breast == ["No lesion is seen in this region; the answer means nothing."]
 
 
-def test_how_the_models_agree(results: dict[str, Prediction]) -> None:
+def test_how_the_models_agree(results: dict[str, Finding]) -> None:
     transformer, resnet = results["mst"], results["resnet"]
     sure = saying(transformer, "malignant", 0.81)
     sees = replace(transformer, prediction="benign", probabilities={"benign": 0.62, "malignant": 0.38})
@@ -112,7 +112,7 @@ def test_how_the_models_agree(results: dict[str, Prediction]) -> None:
         assert agreement(CHEST, {"mst": first, "resnet": second}) == sentence
 
 
-def test_agreement_in_other_studies_and_of_one_model(results: dict[str, Prediction]) -> None:
+def test_agreement_in_other_studies_and_of_one_model(results: dict[str, Finding]) -> None:
     breast, knee = TASKS["breast-mri"], TASKS["knee-mri"]
     first = saying(results["mst"], "no cancer", 0.9, "cancer")
     second = saying(results["resnet"], "no cancer", 0.55, "cancer")
@@ -131,7 +131,7 @@ def test_agreement_in_other_studies_and_of_one_model(results: dict[str, Predicti
     assert agreement(knee, {"mst": first}) == agreement(knee, {"resnet": blind}) == agreement(knee, {}) == ""
 
 
-def test_the_record_says_it(scan: Scan, results: dict[str, Prediction]) -> None:
+def test_the_record_says_it(scan: Scan, results: dict[str, Finding]) -> None:
     record = prediction_record(scan, CHEST, results)
     assert record["agreement"] == agreement(CHEST, results)
     entry = record["models"]["mst"]
@@ -160,9 +160,9 @@ def card_of(page: str, start: str, title: str) -> str:
 
 @pytest.mark.parametrize("place", ["page", "report"])
 def test_the_answer_of_the_model_that_sees_none_alone_is_dimmed(
-    place: str, scan: Scan, results: dict[str, Prediction], tmp_path: Path
+    place: str, scan: Scan, results: dict[str, Finding], tmp_path: Path
 ) -> None:
-    def shown(results: dict[str, Prediction]) -> str:
+    def shown(results: dict[str, Finding]) -> str:
         if place == "page":
             return prediction_cards(CHEST, results)
         page = write_results(tmp_path, scan, CHEST, results)["report.html"].read_text(encoding="utf-8")
@@ -183,16 +183,14 @@ def test_the_answer_of_the_model_that_sees_none_alone_is_dimmed(
     assert " is seen " not in page
 
 
-def test_the_pdf_says_it_beside_the_answer(
-    scan: Scan, results: dict[str, Prediction], tmp_path: Path
-) -> None:
-    def document(scan: Scan, results: dict[str, Prediction]) -> PdfReader:
+def test_the_pdf_says_it_beside_the_answer(scan: Scan, results: dict[str, Finding], tmp_path: Path) -> None:
+    def document(scan: Scan, results: dict[str, Finding]) -> PdfReader:
         return PdfReader(write_results(tmp_path, scan, CHEST, results)["report.pdf"])
 
-    def pages(scan: Scan, results: dict[str, Prediction]) -> list[str]:
+    def pages(scan: Scan, results: dict[str, Finding]) -> list[str]:
         return [" ".join(page.extract_text().split()) for page in document(scan, results).pages]
 
-    def coloured(results: dict[str, Prediction]) -> list[str]:
+    def coloured(results: dict[str, Finding]) -> list[str]:
         """The models whose own colour is on the first page."""
         drawn = document(scan, results).pages[0].get_contents().get_data().decode("latin-1")
         fills = [tuple(map(float, fill)) for fill in re.findall(r"([\d.]+) ([\d.]+) ([\d.]+) rg", drawn)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mst
-from mst import prediction
 from mst.data.examples import example_scan
+from mst.findings import checkpoints
 from mst.models import ResNet3D, ScanClassifier, SliceTransformer, load_model
 from mst.saliency import Explanation, explain
 from mst.saliency.flips import explain_flips
@@ -131,7 +131,7 @@ def test_many_whole_predictions_at_once_and_each_checkpoint_is_loaded_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loads = []
-    plain = prediction.load_model
+    plain = checkpoints.load_model
 
     def counted(source: str) -> ScanClassifier:
         loads.append(source)
@@ -141,8 +141,8 @@ def test_many_whole_predictions_at_once_and_each_checkpoint_is_loaded_once(
     places = [tuple(scan.center + shift) for scan in scans for shift in (0, 7)]
     asks = [(scans[index // 2], place, bool(index % 2)) for index, place in enumerate(places)] * 2
     alone = [mst.predict(scan, center=place, tta=tta) for scan, place, tta in asks[:4]]
-    monkeypatch.setattr(prediction, "load_model", counted)
-    prediction._kept.clear()
+    monkeypatch.setattr(checkpoints, "load_model", counted)
+    checkpoints._kept.clear()
     with ThreadPoolExecutor(len(asks)) as pool:
         seen = list(pool.map(lambda ask: mst.predict(ask[0], center=ask[1], tta=ask[2]), asks))
     assert len(loads) == 2
@@ -150,4 +150,4 @@ def test_many_whole_predictions_at_once_and_each_checkpoint_is_loaded_once(
         for name in ("mst", "resnet"):
             assert abs(one[name].logits - other[name].logits).max() <= 1e-6
             assert abs(one[name].saliency - other[name].saliency).max() <= 1e-6
-            assert abs(one[name].slice_profile - other[name].slice_profile).max() <= 1e-6
+            assert abs(one[name].map.profile - other[name].map.profile).max() <= 1e-6

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 import mst
 from mst.cli import main
 from mst.data.examples import example_file, example_scan
+from mst.findings import cached_model, resolve_checkpoints
 from mst.models import checkpoint_metrics, list_checkpoints, load_model
 from mst.models.loading import checkpoint_identity, save_model
-from mst.prediction import cached_model, resolve_checkpoints
 from mst.results import prediction_record
 from mst.scans import Scan
 from mst.tasks import TASKS

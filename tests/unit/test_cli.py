@@ -115,7 +115,7 @@ def test_a_fault_of_the_program_is_not_called_bad_input(
         raise ValueError("shapes do not match")
 
     arguments = ["predict", str(nodule), "--task", "chest-ct", "--out", str(tmp_path)]
-    monkeypatch.setattr("mst.prediction.prepare", broken)
+    monkeypatch.setattr("mst.findings.pipeline.prepare", broken)
     with pytest.raises(ValueError, match="shapes do not match"):
         main(arguments)
     assert "a fault of this program" in capsys.readouterr().err

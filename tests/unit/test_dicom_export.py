@@ -13,10 +13,11 @@ import SimpleITK as sitk
 from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataset import Dataset
+from saliency_maps import saliency_map
 from scan_files import AXIAL, SHAPE, dicom_series, enhanced_dicom, tilted
 
 from mst.dicom_export import DicomExportError, why_not, write_dicom_saliency
-from mst.prediction import Prediction, Spot
+from mst.findings import Finding, Spot
 from mst.preprocess import locate
 from mst.scans import Scan, ScanError, read_scan, subtract, write_nifti
 from mst.tasks import Grid
@@ -34,31 +35,26 @@ DIRECTIONS = pytest.mark.parametrize(
 )
 
 
-def prediction(scan: Scan, method: str = "attention") -> Prediction:
+def prediction(scan: Scan, method: str = "attention") -> Finding:
     """Random saliency in a region that leaves out slices at both ends."""
     canonical = scan.canonical()
     middle = np.array(canonical.shape) // 2
     grid = Grid((4, 6, 6), (2.0, 1.0, 1.0))
     region = locate(canonical, "axial", grid, canonical.voxel_to_world(middle))
-    box = tuple(slice(*edge) for edge in region.bounds)
-    volume = np.zeros(canonical.shape, np.float32)
-    volume[box] = np.random.default_rng(1).random(volume[box].shape, np.float32) * 7
-    return Prediction(
+    native = np.random.default_rng(1).random(region.shape, np.float32) * 7
+    return Finding(
         checkpoint="a-checkpoint",
+        title="",
         probabilities={"benign": 0.3, "malignant": 0.7},
         prediction="malignant",
         logits=np.zeros(2, np.float32),
-        saliency=scan.from_canonical(volume),
-        slice_weights=None,
-        slice_profile=volume.max(axis=(0, 1)),
-        method=method,
-        seconds=0.1,
-        region=region,
         spot=Spot((0, 0, 0), "given", ""),
+        seconds=0.1,
+        maps=(saliency_map(scan, region, native, method),),
     )
 
 
-def written(folder: Path, scan: Scan) -> tuple[Prediction, dict[str, Dataset]]:
+def written(folder: Path, scan: Scan) -> tuple[Finding, dict[str, Dataset]]:
     """A result, and the objects written for it."""
     result = prediction(scan)
     files = write_dicom_saliency(folder, scan, {"mst": result})
@@ -89,7 +85,7 @@ def value_at(data: Dataset, pixels: np.ndarray, lps: np.ndarray) -> float | None
     return None
 
 
-def check_places(folder: Path, scan: Scan, result: Prediction, objects: dict[str, Dataset]) -> None:
+def check_places(folder: Path, scan: Scan, result: Finding, objects: dict[str, Dataset]) -> None:
     """Whether points in the patient have the same value in the NIfTI file and in both objects."""
     write_nifti(result.saliency, scan.affine, folder / "map.nii.gz")
     nifti = nib.load(folder / "map.nii.gz")
@@ -360,7 +356,8 @@ def test_a_library_that_gives_up_is_one_sentence(tmp_path: Path) -> None:
 def test_half_the_objects_are_none(tmp_path: Path) -> None:
     dicom_series(tmp_path / "dicom")
     scan = read_scan(tmp_path / "dicom")
-    broken = replace(prediction(scan), saliency=np.zeros((2, 2, 2), np.float32))
+    result = prediction(scan)
+    broken = replace(result, maps=(replace(result.map, values=np.zeros((2, 2, 2), np.float32)),))
     with pytest.raises(DicomExportError):
         write_dicom_saliency(tmp_path, scan, {"mst": prediction(scan), "resnet": broken})
     assert not list(tmp_path.glob("*.dcm"))
@@ -370,7 +367,7 @@ def test_a_map_that_is_zero_everywhere_has_no_segmentation(tmp_path: Path) -> No
     dicom_series(tmp_path / "dicom")
     scan = read_scan(tmp_path / "dicom")
     result = prediction(scan)
-    result.saliency[:] = 0
+    result.map.values[:] = 0
     assert set(write_dicom_saliency(tmp_path, scan, {"mst": result})) == {"mst_saliency.dcm"}
 
 

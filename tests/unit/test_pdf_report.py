@@ -147,7 +147,8 @@ def test_an_answer_that_is_not_to_be_trusted_says_so_beside_it(scan: Scan, resul
 
 
 def test_one_model_without_a_mask_is_a_report_too(scan: Scan, results: dict) -> None:
-    alone = {"resnet": replace(results["resnet"], metrics=None, validation={})}
+    result = results["resnet"]
+    alone = {"resnet": replace(result, maps=(replace(result.map, metrics=None),), validation={})}
     text = text_of(report(replace(scan, notes=()), alone))
     assert "No measured AUC" in text
     assert "Against the lesion mask" not in text
@@ -156,7 +157,8 @@ def test_one_model_without_a_mask_is_a_report_too(scan: Scan, results: dict) -> 
 
 
 def test_a_map_that_is_zero_and_long_or_odd_text_do_no_harm(scan: Scan, results: dict) -> None:
-    blank = replace(results["resnet"], saliency=np.zeros(scan.shape, np.float32))
+    result = results["resnet"]
+    blank = replace(result, maps=(replace(result.map, values=np.zeros_like(result.map.values)),))
     odd = replace(
         scan, name="$x^2$ \\frac <b> " + "W" * 200, notes=tuple(f"Note {n}. " * 12 for n in range(20))
     )

@@ -86,7 +86,7 @@ def test_where_the_models_look(scan: Scan) -> None:
 def test_slice_profile_lies_on_the_scans_slices(scan: Scan, results: dict) -> None:
     axis = AXES["axial"][0][0]
     for result in results.values():
-        profile = result.slice_profile
+        profile = result.map.profile
         assert profile.shape == (scan.canonical().shape[axis],)
         assert result.region.bounds[axis][0] <= profile.argmax() < result.region.bounds[axis][1]
 
@@ -145,7 +145,7 @@ def test_the_mst_with_a_2d_resnet_is_a_full_member(
     assert list(results) == ["mst", "resnet"]
     result = results["mst"]
     assert result.title == "Medical Slice Transformer with a 2D ResNet"
-    assert result.method == "gradcam++"
+    assert result.map.method == "gradcam++"
     assert result.slice_weights.shape == (8,)
     assert result.slice_weights.sum() == pytest.approx(1, abs=1e-4)
     assert result.saliency.shape == scan.shape
@@ -257,7 +257,8 @@ def test_an_answer_that_is_not_to_be_trusted_is_dimmed_and_says_so(
 def test_cards_say_what_was_measured(scan: Scan, results: dict) -> None:
     measures = {"pointing_game": True, "top_slice_in_lesion": True, "share_inside": 0.344}
     for hit, words in ((True, "maximum lies within 2 mm of"), (False, "maximum does not lie within 2 mm of")):
-        result = replace(results["mst"], metrics=measures | {"pointing_game": hit})
+        made = replace(results["mst"].map, metrics=measures | {"pointing_game": hit})
+        result = replace(results["mst"], maps=(made,))
         assert words in prediction_cards(CHEST, {"mst": result})
 
 

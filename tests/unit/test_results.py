@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saliency_maps import saliency_map
 from scan_files import dicom_series
 
 import mst.dicom_export
 import mst.pdf_report
 import mst.results
 from mst.dicom_export import DicomExportError
-from mst.prediction import Prediction, Spot
+from mst.findings import Finding, Spot
 from mst.preprocess import locate
 from mst.results import RESULT_FILES, write_results
 from mst.scans import Scan, read_scan
@@ -28,23 +29,18 @@ def patient(tmp_path: Path) -> Scan:
     return read_scan(tmp_path / "series")
 
 
-def predictions(scan: Scan, *models: str) -> dict[str, Prediction]:
+def predictions(scan: Scan, *models: str) -> dict[str, Finding]:
     canonical = scan.canonical()
     region = locate(canonical, "axial", Grid((4, 6, 6), (2.0, 1.0, 1.0)), canonical.center)
-    volume = np.zeros(canonical.shape, np.float32)
-    volume[tuple(slice(*edge) for edge in region.bounds)] = 1
-    made = Prediction(
+    made = Finding(
         checkpoint="a-checkpoint",
+        title="",
         probabilities={"benign": 0.3, "malignant": 0.7},
         prediction="malignant",
         logits=np.zeros(2, np.float32),
-        saliency=scan.from_canonical(volume),
-        slice_weights=None,
-        slice_profile=np.zeros(canonical.shape[2], np.float32),
-        region=region,
         spot=Spot((0.0, 0.0, 0.0), "given", "At the chosen spot."),
         seconds=0.5,
-        method="attention",
+        maps=(saliency_map(scan, region, np.ones(region.shape, np.float32)),),
     )
     return dict.fromkeys(models, made)
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from fake_hub import FakeHub
 from safetensors.torch import load_file
-from small_study import ONE_BLOCK, write_cases
+from small_study import ONE_BLOCK, STILL, write_cases
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from mst.data import ManifestError, read_manifest
@@ -119,7 +119,7 @@ def test_the_manifests_centre_goes_before_the_masks(data: Path) -> None:
 
 def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, noise=0, shift=0, scale=0, smooth=0)
+    still = Augmentation(**STILL)
     sample = VolumeDraws([case], GRID, still, 1)[0]
     given = case.prepare(GRID).volume[0]
     # The model's input is smoothed where the grid is coarser than the scan; a sample is not.
@@ -128,7 +128,7 @@ def test_an_unvaried_sample_is_the_models_input(data: Path) -> None:
 
 def test_a_view_ends_where_its_scan_is_said_to_end(data: Path) -> None:
     case = load_cases(read_manifest(data, CHEST.classes)[:1], CHEST)[0]
-    still = Augmentation(0, (1, 1), 0, False, 0, 0, noise=0, shift=0, scale=0, smooth=0)
+    still = Augmentation(**STILL)
     view = View(1.0, 0.0, np.zeros(3), np.ones(3), False)
     whole, _, _, _ = cut(case, GRID, "axial", still, view)  # 8 slices at 4 mm, 24 rows and columns at 2 mm
     ends = np.tile([-10.5, 10.5], (3, 1))

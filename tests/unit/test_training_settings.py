@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_study import ENCODER, GRID, MST, RESNET, write_cases, write_config
+from small_study import ENCODER, GRID, MST, RESNET, STILL, write_cases, write_config
 
 import train
 from mst.data import read_manifest
@@ -26,15 +26,6 @@ from mst.training.settings import TrainingSettings
 from mst.training.trainer import StudyTrainer, fit, layer_share
 
 CHEST = TASKS["chest-ct"]
-STILL = {
-    "shift_mm": 0,
-    "zoom": [1, 1],
-    "rotate_deg": 0,
-    "flip": False,
-    "other_planes": 0,
-    "continue_edges": 0,
-}
-STILL |= {"noise": 0, "shift": 0, "scale": 0, "smooth": 0}
 
 
 @pytest.fixture(scope="module")
@@ -47,34 +38,49 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("training.stepz=3", "r.yaml: training has no setting stepz; known: accumulate, batch"),
         ("training.steps=null", "training lacks steps"),
-        ("training.steps=0.5", "training.steps is 0.5, not a whole number of at least 1"),
-        ("training.batch=many", "training.batch is 'many', not a whole number"),
-        ("training.learning_rate=-1", "training.learning_rate is -1, not a number above 0"),
-        ("training.schedule=linear", "training.schedule is 'linear', not cosine or constant"),
-        ("training.bf16=maybe", "training.bf16 is 'maybe', not true or false"),
-        ("training.layer_decay=2", "training.layer_decay is 2, not a number between 0 and 1"),
-        ("training.early_stopping=true", "training.early_stopping is True, not a list of settings"),
+        ("training.steps=0.5", "training.steps is 0.5: input should be a valid integer"),
+        ("training.batch=many", "training.batch is 'many': input should be a valid integer"),
+        ("training.learning_rate=-1", "training.learning_rate is -1: input should be greater than 0"),
+        ("training.schedule=linear", "training.schedule is 'linear': input should be 'cosine' or 'constant'"),
+        ("training.bf16=maybe", "training.bf16 is 'maybe': input should be a valid boolean"),
+        ("training.layer_decay=2", "training.layer_decay is 2: input should be less than or equal to 1"),
+        (
+            "training.early_stopping=true",
+            "training.early_stopping is True: input should be a valid dictionary",
+        ),
         ("training.early_stopping={every: 5}", "training.early_stopping lacks patience"),
         (
             "training.early_stopping={every: 5, patience: 2, metric: f1}",
-            "training.early_stopping.metric is 'f1', not auc",
+            "training.early_stopping.metric is 'f1': input should be 'auc'",
         ),
-        ("training=3", "training is 3, not a list of settings"),
+        ("training.weight_decay=.inf", "training.weight_decay is inf: input should be a finite number"),
+        ("training.clip_gradient=true", "training.clip_gradient is True: input should be a number"),
+        ("training.fp16=true", "training: bf16 and fp16 exclude each other"),
+        ("augment.zoom=[0.9]", "augment.zoom is [0.9]: field required"),
+        ("augment.shift_mm=[1, 2]", "augment.shift_mm is [1, 2]: "),
+        ("shares={rael: 1}", "shares.rael is 1: input should be 'real' or 'simulated'"),
+        ("kind=[classifier]", "r.yaml: "),
+        ("task=[chest-ct]", "r.yaml: "),
+        ("training=3", "training is 3: input should be a valid dictionary"),
         ("augment={blur: 1}", "augment has no setting blur"),
-        ("augment={zoom: 1}", "augment.zoom is 1, not 2 number"),
+        ("augment={zoom: 1}", "augment.zoom is 1: input should be a valid tuple"),
         ("task=spine-ct", "There is no study 'spine-ct'"),
         ("kind=detector", "the kind 'detector' is neither study nor classifier"),
         ("keep_slides=4", "r.yaml: the config has no setting keep_slides; known: augment, balanced"),
         ("dense={wait: 1}", "dense has no setting wait; known: ratings, scan_weight, weight"),
-        ("dense={scan_weight: much}", "dense.scan_weight is 'much', not a number of at least 0"),
+        ("dense={scan_weight: much}", "dense.scan_weight is 'much': input should be a valid number"),
         ("scan_ratings={scan_weight: 1}", "scan_ratings has no setting scan_weight; known: ratings, weight"),
-        ("dense={ratings: {margin: 5}}", "dense.ratings.margin is 5, not [lowest, highest]"),
+        (
+            "dense={ratings: {margin: [5, 1]}}",
+            "dense.ratings.margin is [5, 1]: the first number should be below",
+        ),
+        ("dense={ratings: {margin: 5}}", "dense.ratings.margin is 5: input should be a valid tuple"),
     ],
 )
 def test_a_setting_that_is_of_no_use_is_told_by_name(
     override: str, message: str, tmp_path: Path, capsys
 ) -> None:
-    config = write_config(tmp_path / "r.yaml", RESNET)
+    config = write_config(tmp_path / "r.yaml", RESNET | {"augment": {}}, bf16=True)
     assert train.main([str(config), override, "--data", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert message in told
@@ -101,6 +107,19 @@ def test_numbers_may_be_written_as_yaml_takes_for_text() -> None:
     settings = TrainingSettings.from_config({"steps": 3, "batch": 2, "learning_rate": "1e-6", "wandb": None})
     assert settings.learning_rate == 1e-6
     assert settings.samples == 6
+
+
+def test_a_config_is_what_it_means(tmp_path: Path) -> None:
+    """What is null is not said, and numbers are numbers however YAML took them."""
+    changes = ["augment={zoom: null, noise: 1e-2}", "balanced=n", "frozen_layers=2.0", "keep_slices=0"]
+    config = load_config(write_config(tmp_path / "r.yaml", RESNET), [*changes, "dense=null"])
+    assert config["augment"] == {"noise": 0.01}
+    assert config["balanced"] is False
+    assert (config["frozen_layers"], config["keep_slices"]) == (2, 0)
+    assert isinstance(config["frozen_layers"], int)
+    assert "dense" not in config
+    assert config["training"] == RESNET["training"]
+    assert "weight_decay" not in config["training"]
 
 
 def test_what_a_run_is_watched_by_may_change_while_it_goes_on(data: Path, tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """What is sent to the viewers: size, truth and bounds."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from mst.preprocess import locate
 from mst.scans import Scan
+from mst.scans.boxes import on_box
 from mst.tasks import Grid
 from mst.viewer import Layer, NativeMap, viewer_html, viewer_payload
 from mst.viewer.payload import locator_payload, unpack
+from mst.viewer.scripts import HERE, MODULES, script
 
 
 def _scan(shape: tuple[int, int, int], spacing: tuple[float, float, float] = (0.7, 0.7, 1.25)) -> Scan:
@@ -87,11 +90,28 @@ def test_values_that_are_no_numbers_are_noted_and_zero() -> None:
     json.loads(json.dumps(payload, allow_nan=False))
 
 
-def test_a_map_of_another_shape_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("shape", "start"), [((10, 9, 9), (0, 0, 0)), ((8, 9, 9), (2, 0, 0)), ((8, 9, 9), (-1, 0, 0))]
+)
+def test_a_map_that_leaves_the_scan_is_refused(
+    shape: tuple[int, int, int], start: tuple[int, int, int]
+) -> None:
+    layer = Layer("mst", "m", np.zeros(shape, np.float32), start=start)
     with pytest.raises(ValueError, match="layer mst"):
-        viewer_payload(
-            _scan((9, 9, 9)), [Layer("mst", "m", np.zeros((8, 9, 9)))], plane="axial", window=(0, 1)
-        )
+        viewer_payload(_scan((9, 9, 9)), [layer], plane="axial", window=(0, 1))
+
+
+@pytest.mark.parametrize("bounds", [None, [[8, 14], [2, 9], [3, 8]]])
+def test_a_map_on_a_box_is_the_map_on_the_whole_scan(bounds: list | None) -> None:
+    scan = _scan((30, 28, 20))
+    box = np.array([[6, 19], [0, 12], [5, 20]])
+    part = np.random.default_rng(3).random([13, 12, 15], np.float32)
+    whole = np.zeros(scan.shape, np.float32)
+    whole[6:19, :12, 5:] = part
+    assert np.array_equal(on_box(part, box[:, 0], np.array([(0, n) for n in scan.shape])), whole)
+    usual: dict = {"plane": "axial", "window": (-1000, 200), "bounds": bounds}
+    expected = viewer_payload(scan, [Layer("mst", "m", whole)], **usual)
+    assert viewer_payload(scan, [Layer("mst", "m", part, start=box[:, 0])], **usual) == expected
 
 
 def test_a_name_cannot_become_markup() -> None:
@@ -208,3 +228,13 @@ def test_a_ct_region_of_the_papers_size_keeps_every_hounsfield_unit() -> None:
     payload = viewer_payload(scan, maps, plane="axial", window=(-1350, 150), unit="HU")
     assert len(viewer_html(payload)) <= 2_500_000
     assert np.array_equal(np.round(unpack(payload["scan"], payload["shape"])), scan.voxels)
+
+
+def test_all_modules_are_in_the_pages_script_and_nothing_is_left_to_load() -> None:
+    assert {path.stem for path in HERE.glob("*.js")} == set(MODULES)
+    text = script()
+    assert not re.search(r"^\s*(import|export)\b", text, re.MULTILINE)
+    for name in MODULES:
+        assert f"modules.{name} = " in text
+        # A module is there before the first that uses it.
+        assert f"modules.{name};" not in text[: text.index(f"modules.{name} = ")]
