@@ -241,10 +241,15 @@ def fit_calibration(truth: np.ndarray, probability: np.ndarray) -> Calibration:
     log_odds = _log_odds(probability)
     sign = np.where(truth, -1.0, 1.0)
 
-    def loss(at: np.ndarray) -> float:
-        return float(np.logaddexp(0, sign * (at[0] * log_odds + at[1])).mean())
+    def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+        """The log loss, and its gradient."""
+        wrong = sign * (at[0] * log_odds + at[1])
+        push = sign * expit(wrong)
+        return float(np.logaddexp(0, wrong).mean()), np.array([(push * log_odds).mean(), push.mean()])
 
-    slope, intercept = minimize(loss, (1.0, 0.0), bounds=[(0.1, 10), (-10, 10)], method="L-BFGS-B").x
+    exact = {"ftol": 1e-14, "gtol": 1e-12}
+    bounds = [(0.1, 10), (-10, 10)]
+    slope, intercept = minimize(loss, (1.0, 0.0), jac=True, bounds=bounds, method="L-BFGS-B", options=exact).x
     return Calibration(1 / float(slope), float(intercept / slope))
 
 

@@ -55,16 +55,11 @@ class DenseHeads(nn.Module):
         there = slice(None) if padding is None else ~padding.flatten()
         share = patches.flatten(0, 1).flatten(1)[there]
         shown = (area > MIN_AREA).flatten()[there]
-        loss = cross_entropy(patch_logits[..., 0], share, pos_weight=share.new_tensor(PATCH_WEIGHT))
-        loss = loss + cross_entropy(slice_logits[:, 0], shown.float())
-        targets = ratings[:, None].expand(-1, area.shape[1], -1).flatten(0, 1)[there]
-        known, targets = ~targets.isnan(), targets.nan_to_num()
-        each = cross_entropy(slice_logits[:, 1:], targets, reduction="none")
-        loss = loss + _mean(each, shown[:, None] & known)
-        # The ratings are asked of the lesion's patches too: what is known of it should be found where it lies.
-        targets = targets[:, None].expand(-1, share.shape[1], -1)
-        each = cross_entropy(patch_logits[..., 1:], targets, reduction="none")
-        return loss + _mean(each, share[..., None] * known[:, None])
+        loss = cross_entropy(slice_logits[:, 0], shown.float())
+        ratings_of = ratings[:, None].expand(-1, area.shape[1], -1).flatten(0, 1)[there]
+        each = cross_entropy(slice_logits[:, 1:], ratings_of.nan_to_num(), reduction="none")
+        loss = loss + _mean(each, shown[:, None] & ~ratings_of.isnan())
+        return loss + place_loss(patch_logits, share, ratings_of)
 
 
 class ClassTraining(nn.Module):
@@ -142,11 +137,7 @@ class MapTraining(nn.Module):
         loss = class_loss(self.model, vector, probability, lesion)
         for stage, head in zip(STAGES, self.place_heads, strict=True):
             logits = head(maps[stage - 1].flatten(2).transpose(1, 2))  # [B, d * h * w, 1 + R]
-            share = places[f"places_{stage}"].flatten(1)
-            dense = cross_entropy(logits[..., 0], share, pos_weight=share.new_tensor(PATCH_WEIGHT))
-            targets = ratings[:, None].expand(-1, share.shape[1], -1)
-            each = cross_entropy(logits[..., 1:], targets.nan_to_num(), reduction="none")
-            dense = dense + _mean(each, share[..., None] * ~targets.isnan())
+            dense = place_loss(logits, places[f"places_{stage}"].flatten(1), ratings)
             loss = loss + self.weight / len(STAGES) * dense
         if self.scan_head is None:
             return loss
@@ -247,6 +238,22 @@ def class_loss(
     if model.lesion_head is not None:
         loss = loss + cross_entropy(model.lesion_head(vector)[:, 0], lesion)
     return loss
+
+
+def place_loss(logits: Tensor, share: Tensor, ratings: Tensor) -> Tensor:
+    """Of places in a slice or a volume: how much lesion they hold, and how it was rated.
+
+    The ratings are asked of the lesion's places too: what is known of it should be found where it lies.
+
+    Args:
+        logits: float32 [N, P, 1 + R].
+        share: float32 [N, P], of each place, that the lesion fills.
+        ratings: float32 [N, R], 0..1; NaN where not known.
+    """
+    loss = cross_entropy(logits[..., 0], share, pos_weight=share.new_tensor(PATCH_WEIGHT))
+    targets = ratings[:, None].expand(-1, share.shape[1], -1)
+    each = cross_entropy(logits[..., 1:], targets.nan_to_num(), reduction="none")
+    return loss + _mean(each, share[..., None] * ~targets.isnan())
 
 
 def rating_loss(logits: Tensor, ratings: Tensor) -> Tensor:

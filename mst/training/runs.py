@@ -388,29 +388,27 @@ def train_classifier(study: Study, config: Config, part: str) -> ScanClassifier:
     elif free:
         trained = ClassTraining(model)
     beside = config.get("dense")
-    if beside and isinstance(model, ResNet3D):
-        dense = PlaceTargets({stage: model.stride(stage) for stage in STAGES}, beside.get("ratings", {}))
-        trained = MapTraining(
-            model,
-            len(dense.ratings) + 1,
-            beside.get("weight", 0.5),
-            scan_weight=beside.get("scan_weight", 0.0),
-        )
-    elif beside:
-        if not isinstance(model, SliceTransformer):
+    if beside:
+        asked_of = beside.get("ratings", {})
+        weights_of = beside.get("weight", 0.5), beside.get("scan_weight", 0.0)
+        if isinstance(model, ResNet3D):
+            dense = PlaceTargets({stage: model.stride(stage) for stage in STAGES}, asked_of)
+            trained = MapTraining(model, len(asked_of) + 1, *weights_of)
+        elif isinstance(model, SliceTransformer):
+            dense = DenseTargets(model.patch, asked_of)
+            trained = JointTraining(model, len(asked_of) + 1, *weights_of)
+        else:
             raise TrainingError(
                 f"{config['file']}: dense is for a slice-transformer or a resnet3d; see scan_ratings."
             )
-        dense = DenseTargets(model.patch, beside.get("ratings", {}))
-        trained = JointTraining(
-            model,
-            len(dense.ratings) + 1,
-            beside.get("weight", 0.5),
-            scan_weight=beside.get("scan_weight", 0.0),
-        )
-        if before and first is not None and _same_questions(config, before):
-            # New heads would first spoil what the encoder has learnt, until they have learnt it themselves.
-            trained.load_heads(_read_heads(study.folder(before, part)[0]))
+    if (
+        isinstance(trained, JointTraining)
+        and before
+        and first is not None
+        and _same_questions(config, before)
+    ):
+        # New heads would first spoil what the encoder has learnt, until they have learnt it themselves.
+        trained.load_heads(_read_heads(study.folder(before, part)[0]))
     if frozen := config.get("frozen_layers"):
         freeze(model, frozen)
     samples = VolumeDraws(

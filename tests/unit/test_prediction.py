@@ -277,7 +277,9 @@ def test_all_outputs_show_a_map_from_the_same_value(scan: Scan, results: dict) -
     # A quantile would show what is nothing, where a map is one peak.
     for name in ("mst", "resnet"):
         shown = results[name].saliency >= SHOWN_FROM * results[name].saliency.max()
-        assert 0 < shown.sum() < (results[name].saliency > 0).sum()
+        seen = (results[name].saliency > 0).sum()
+        # The compact ResNet's map has three places along an axis and no peak to speak of.
+        assert 0 < shown.sum() < (0.7 if name == "mst" else 1) * seen
 
 
 @pytest.mark.parametrize("task", ["breast-mri", "knee-mri"])
