@@ -16,7 +16,15 @@ from mst.scans.hounsfield import hounsfield_shift
 from mst.scans.scan import Caution
 from mst.tasks import Task, Window
 from mst.uncertainty import SHIFT_MM
-from mst.viewer import Layer, NativeMap, report_html, viewer_payload
+from mst.viewer import (
+    Layer,
+    NativeMap,
+    SliceStream,
+    findings_payload,
+    report_html,
+    scan_payload,
+    viewer_payload,
+)
 from mst.words import (
     DISCLAIMER,
     LABELS,
@@ -31,6 +39,7 @@ from mst.words import (
     unlike,
 )
 
+SLICES_URL = "scan-slices"  # where a page asks for slices, relative to itself
 # Everything that a result can consist of; whoever finds prediction.json finds the rest as well.
 RESULT_FILES = (
     "prediction.json",
@@ -207,11 +216,46 @@ def display_window(scan: Scan, task: Task) -> Window:
     return Window("Automatic", low, max(high, low + 1e-3))
 
 
+def opening_payload(
+    scan: Scan, task: Task, key: str, slices: tuple[SliceStream, str] | None = None
+) -> dict[str, Any]:
+    """The data of a page's viewer for a scan alone; `found_payload` follows under the same key.
+
+    Args:
+        slices: of a scan that is not sent whole, and the token under which the page may ask for them.
+    """
+    stream, token = slices or (None, "")
+    return scan_payload(
+        scan.canonical(), key=key, stream=stream, url=f"{SLICES_URL}/{token}", **_seen(scan, task)
+    )
+
+
+def found_payload(
+    scan: Scan, task: Task, results: Mapping[str, Finding], mask: np.ndarray | None, key: str
+) -> dict[str, Any]:
+    """What a page's viewer lays over the scan that it shows already."""
+    layers, bounds = _layers(scan, results, mask)
+    center = next(iter(results.values())).spot.center
+    return findings_payload(scan.canonical(), layers, plane=task.plane, bounds=bounds, center=center, key=key)
+
+
 def results_payload(
     scan: Scan, task: Task, results: Mapping[str, Finding], mask: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """The viewer's data for a scan and its predictions."""
-    canonical = scan.canonical()
+    """The data of a report's viewer: a scan, as far as the region reaches, and its predictions."""
+    layers, bounds = _layers(scan, results, mask)
+    return viewer_payload(scan.canonical(), layers, bounds=bounds, **_seen(scan, task))
+
+
+def mask_layer(mask: np.ndarray, scan: Scan) -> Layer:
+    """A lesion's mask on the scan's grid as the viewer takes it."""
+    return Layer("mask", "Lesion mask", Scan(mask, scan.affine).canonical().voxels)
+
+
+def _layers(
+    scan: Scan, results: Mapping[str, Finding], mask: np.ndarray | None
+) -> tuple[list[Layer], np.ndarray | None]:
+    """(what lies over the scan, [3, 2] bounds of all models' regions)."""
     layers = [
         Layer(
             key=name,
@@ -225,23 +269,25 @@ def results_payload(
         for name, result in results.items()
     ]
     if mask is not None:
-        layers.append(Layer("mask", "Lesion mask", Scan(mask, scan.affine).canonical().voxels))
+        layers.append(mask_layer(mask, scan))
     bounds = None
     if results:
         regions = np.stack([result.region.bounds for result in results.values()])
         bounds = np.stack([regions[..., 0].min(axis=0), regions[..., 1].max(axis=0)], axis=-1)
+    return layers, bounds
+
+
+def _seen(scan: Scan, task: Task) -> dict[str, Any]:
+    """How a study shows a scan."""
     window = display_window(scan, task)
-    return viewer_payload(
-        canonical,
-        layers,
-        plane=task.plane,
-        window=(window.low, window.high),
-        windows=[(w.name, w.low, w.high) for w in task.windows] if window in task.windows else (),
-        unit=task.unit,
-        bounds=bounds,
-        title=scan.name,
-        file_affine=scan.affine,
-    )
+    return {
+        "plane": task.plane,
+        "window": (window.low, window.high),
+        "windows": [(w.name, w.low, w.high) for w in task.windows] if window in task.windows else (),
+        "unit": task.unit,
+        "title": scan.name,
+        "file_affine": scan.affine,
+    }
 
 
 def write_results(

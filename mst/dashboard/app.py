@@ -10,13 +10,15 @@ from typing import Any
 import gradio as gr
 import plotly
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mst.dashboard.explore import build_explore_page, end_visit
 from mst.dashboard.gate import GatedBlocks
+from mst.dashboard.store import slices_of
 from mst.dashboard.theme import build_theme
 from mst.dashboard.work import AT_ONCE
+from mst.results import SLICES_URL
 from mst.viewer import head_html
 
 HERE = Path(__file__).resolve().parent
@@ -26,6 +28,7 @@ PLOTLY_URL = f"plotly-{plotly.__version__}.min.js"
 TITLE = "Medical Slice Transformer"
 KEEP_FILES_SECONDS = 24 * 3600
 MAX_UPLOAD = "4gb"
+MOST_SLICES = 16  # of one request
 # Gradio keeps what each visit's page showed, viewers and all (1 to 3 MB), also once the visit has ended.
 KEEP_VISITS = 200
 
@@ -35,7 +38,7 @@ def build_app() -> gr.Blocks:
     with GatedBlocks(
         title=TITLE, analytics_enabled=False, delete_cache=(3600, KEEP_FILES_SECONDS), fill_width=True
     ) as app:
-        build_explore_page()
+        build_explore_page(app)
     app.unload(end_visit)
     # Gradio's direct calls pass by the queue and its limits, and belong to no session.
     app.queue(default_concurrency_limit=AT_ONCE, api_open=False)
@@ -66,6 +69,7 @@ def _routes() -> list[Route]:
     doors = ("file=http{rest:path}", "file/http{rest:path}", "proxy={rest:path}")
     return [
         Route(f"/{PLOTLY_URL}", _plotly_script),
+        Route(f"/{SLICES_URL}/{{token}}/{{axis:int}}/{{first:int}}/{{count:int}}", _slices),
         *(Route(f"/gradio_api/{door}", _closed) for door in doors),
     ]
 
@@ -74,6 +78,20 @@ def _plotly_script(request: Request) -> FileResponse:
     """Plotly from the installed package, never from a CDN; its name holds its version, so it may be kept."""
     kept = {"Cache-Control": "public, max-age=31536000, immutable"}
     return FileResponse(PLOTLY_SCRIPT, media_type="text/javascript", headers=kept)
+
+
+def _slices(request: Request) -> Response:
+    """Slices of the scan that a page has open, for whoever knows its token: that page alone."""
+    asked = request.path_params
+    stream = slices_of(asked["token"])
+    try:
+        if stream is None or asked["count"] > MOST_SLICES:
+            raise IndexError
+        block = stream.block(asked["axis"], asked["first"], asked["count"])
+    except IndexError:
+        return PlainTextResponse("There are no such slices here.", status_code=404)
+    headers = {"Content-Encoding": "deflate", "Cache-Control": "private, max-age=600"}
+    return Response(block, media_type="application/octet-stream", headers=headers)
 
 
 def _closed(request: Request) -> PlainTextResponse:

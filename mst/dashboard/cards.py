@@ -45,6 +45,9 @@ EMPTY = """
 """
 
 
+OPENING = '<section class="mst-empty" role="status"><p>Opening an example</p></section>'
+
+
 def alert(message: str) -> str:
     """A message that something could not be done."""
     return f'<div class="mst-alert" role="alert">{escape(message)}</div>'

@@ -1,4 +1,4 @@
-// What the page adds to Gradio's own behaviour: a click in the locator becomes the text of the centre field,
+// What the page adds to Gradio's own behaviour: a spot that is chosen in the viewer becomes the text of the centre field,
 // so that the field stays the one place that says where the models will look.
 (() => {
   const setText = (field, text) => {
@@ -6,13 +6,34 @@
     Object.getOwnPropertyDescriptor(prototype, "value").set.call(field, text);
     field.dispatchEvent(new Event("input", { bubbles: true }));
   };
-  document.addEventListener("mst-center", (/** @type {any} */ event) => {
+  const setCenter = ({ x, y, z }) => {
     const field = document.querySelector("#center textarea, #center input");
-    const { x, y, z } = event.detail;
     if (field) setText(field, [x, y, z].map((v) => Number(v).toFixed(1)).join(", "));
+  };
+  const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+  document.addEventListener("mst-center", (/** @type {any} */ event) => setCenter(event.detail));
+  document.addEventListener("mst-explain", async (/** @type {any} */ event) => {
+    setCenter(event.detail);
+    // Gradio takes a field's text into its own state with the next frame.
+    await frame();
+    await frame();
+    /** @type {HTMLElement | null} */ (document.querySelector("#run"))?.click();
   });
+
+  // The viewer waits for what was asked: nobody takes what it shows now for the answer.
+  const viewers = () => /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".mst-viewer"));
+  const wait = () => viewers().forEach((root) => {
+    root.dataset.ready = "false";
+    root.setAttribute("data-busy", "");
+  });
+  const release = () => viewers().forEach((root) => {
+    if (!root.hasAttribute("data-busy")) return;
+    root.removeAttribute("data-busy");
+    root.dataset.ready = "true";
+  });
+
   // An answer belongs to what was chosen when it was asked for. As soon as anything else is chosen it is dimmed and says
-  // what it was made for; explore.py calls `asks` and `changes` with the values of all fields.
+  // what it was made for; explore.py calls these functions with the values of all fields.
   let asked = null, made = null, now = null, run = null;
   const keyOf = (inputs) => {
     const plain = (value) => (Array.isArray(value) ? value.map(plain) : value?.path ?? value);
@@ -29,10 +50,22 @@
     const note = answers.querySelector(".mst-stale");
     if (note.textContent !== text) note.textContent = text;
     answers.toggleAttribute("data-stale", text !== "");
+    viewers().forEach((root) => root.toggleAttribute("data-stale", text !== ""));
   };
   window.mstPage = {
-    asks: (...inputs) => { asked = now = keyOf(inputs); mark(); return []; },
-    changes: (...inputs) => { now = keyOf(inputs); mark(); return []; },
+    // The run button was pressed.
+    asks: (...inputs) => { asked = now = keyOf(inputs); wait(); mark(); return []; },
+    // A field was changed, by a person or by the page, which drops a run that is under way.
+    changes: (...inputs) => {
+      now = keyOf(inputs);
+      if (now !== asked) release();
+      mark();
+      return [];
+    },
+    // The page opened with answers, which are to what its fields now say.
+    adopts: (...inputs) => { asked = made = now = keyOf(inputs); mark(); return []; },
+    // No answer will come.
+    releases: () => { release(); return []; },
   };
   // Gradio has no translation for this button's name and reads out the key.
   const rename = () => document.querySelectorAll("[aria-label='common.upload']").forEach((/** @type {HTMLElement} */ button) => {

@@ -5,6 +5,8 @@ Everything is bounded in bytes, expires when it is not used and goes with the se
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from mst.scans import Scan, ScanError, subtract
 from mst.scans.hounsfield import USUAL_SHIFT, shifted
 from mst.scans.resampling import split_contrast
 from mst.tasks import Task
+from mst.viewer import SliceStream, is_sent_whole
 
 MAX_BYTES = 1_500_000_000
 MAX_INPUT_BYTES = 16_000_000
@@ -287,6 +290,48 @@ def is_opened(session: str, opened: Opened) -> bool:
     """Whether this is still the scan and study that a session has open, wherever it points."""
     noted = _inputs.get(("opened", session))
     return noted is None or noted == _plain(opened)
+
+
+def has_opened(session: str) -> bool:
+    """Whether a session's page has opened anything."""
+    return _inputs.get(("opened", session)) is not None
+
+
+def scan_key(inputs: Inputs) -> str:
+    """What tells an open scan from others on the page: of its files, and of what is made of them."""
+    made_of = (_identity(inputs.files), _identity(inputs.pre), inputs.task, inputs.shift)
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:20]
+
+
+def note_shown(session: str, key: str | None) -> None:
+    """Notes which scan (`scan_key`) a session's viewer shows; None: none any more."""
+    _inputs.put(("shown", session), key, session)
+
+
+def is_shown(session: str, key: str) -> bool:
+    """Whether a session's viewer shows this scan already."""
+    return bool(_inputs.get(("shown", session)) == key)
+
+
+def stream_slices(session: str, scan: Scan) -> tuple[SliceStream, str] | None:
+    """The slices of a scan that is too large to be sent whole, and a token that only its page knows.
+
+    In place of those of the session's scan before; None for a scan that is sent whole.
+    """
+    if (former := _inputs.get(("slices", session))) is not None:
+        _kept.take(("slices", former))
+    if is_sent_whole(scan):
+        return None
+    stream, token = SliceStream(scan.canonical().voxels), secrets.token_urlsafe(24)
+    _kept.put(("slices", token), stream, session)
+    _inputs.put(("slices", session), token, session)
+    return stream, token
+
+
+def slices_of(token: str) -> SliceStream | None:
+    """The slices that a token stands for, as long as they are kept."""
+    stream: SliceStream | None = _kept.get(("slices", token))
+    return stream
 
 
 def end_session(session: str) -> None:

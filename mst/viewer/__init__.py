@@ -4,7 +4,31 @@ The only package that knows Plotly. It imports nothing of Gradio: the HTML made 
 and in a file opened offline alike.
 """
 
-from mst.viewer.html import head_html, locator_html, report_html, viewer_html
-from mst.viewer.payload import Layer, NativeMap, viewer_payload
+from mst.viewer.html import found_html, head_html, report_html, settle_html, spot_html, viewer_html
+from mst.viewer.payload import (
+    Layer,
+    NativeMap,
+    SliceStream,
+    findings_payload,
+    is_sent_whole,
+    mask_payload,
+    scan_payload,
+    viewer_payload,
+)
 
-__all__ = ["Layer", "NativeMap", "head_html", "locator_html", "report_html", "viewer_html", "viewer_payload"]
+__all__ = [
+    "Layer",
+    "NativeMap",
+    "SliceStream",
+    "findings_payload",
+    "found_html",
+    "head_html",
+    "is_sent_whole",
+    "mask_payload",
+    "report_html",
+    "scan_payload",
+    "settle_html",
+    "spot_html",
+    "viewer_html",
+    "viewer_payload",
+]

@@ -1,8 +1,9 @@
-"""HTML of the viewers, the locator and the offline report."""
+"""HTML of the viewers, of what reaches them later, and of the offline report."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cache
@@ -12,8 +13,7 @@ from typing import Any
 
 import plotly
 
-from mst.scans import Scan
-from mst.viewer.payload import locator_payload
+from mst.viewer.payload import spot_payload
 from mst.viewer.scripts import HERE, script
 from mst.words import DISCLAIMER, DOUBTFUL, LABELS, MEASURES, METHOD_LABELS, measured
 
@@ -41,25 +41,37 @@ def viewer_html(payload: Mapping[str, Any]) -> str:
     )
 
 
-def locator_html(
-    scan: Scan,
+def found_html(findings: Mapping[str, Any]) -> str:
+    """What was found in a scan (`findings_payload`), for the viewer that shows it, wherever in the page it is."""
+    return _later("take", findings)
+
+
+def spot_html(
+    key: str,
     *,
-    window: tuple[float, float],
-    unit: str,
-    center: Sequence[float] | None,
+    center: Sequence[float],
     box_mm: Sequence[float] | None,
+    mask: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole scan in three planes; a click sets the spot and sends an "mst-center" event.
+    """Where the models are to look, for the viewer that shows the scan.
 
     Args:
-        scan: canonical.
-        window, unit, center, box_mm: as for `locator_payload`.
+        key: of the scan's payload.
+        center: the chosen spot in RAS millimetres.
+        box_mm: size of the models' region along the canonical axes.
+        mask: of `mask_payload`.
     """
-    payload = locator_payload(scan, window=window, unit=unit, center=center, box_mm=box_mm)
-    return (
-        '<section class="mst-locator" data-testid="locator" data-ready="false" '
-        f'aria-label="The scan in three planes">{_data(payload)}</section>'
-    )
+    return _later("retarget", {"key": key, "spot": spot_payload(center, box_mm), "mask": mask})
+
+
+def settle_html(key: str) -> str:
+    """That nothing was found, for the viewer that waits for it."""
+    # Another one each time, or the page would take it for what is there already.
+    return _later("settle", {"key": key, "time": time.time_ns()})
+
+
+def _later(what: str, payload: Mapping[str, Any]) -> str:
+    return f'<template data-mst="{what}">{_json(payload)}</template>'
 
 
 def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, title: str) -> str:

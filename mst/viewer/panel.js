@@ -1,5 +1,5 @@
 // One panel: a Plotly figure with axes in millimetres, and the canvas with the slice beneath it.
-import { borders, clamp, contour, cut } from "./slices.js";
+import { borders, clamp, contour, cut, framed, meet, toVoxel } from "./slices.js";
 import { element } from "./page.js";
 
 export const MODEL_COLORS = { mst: "#2aa6a8", resnet: "#e08e2b", scan: "#8a94a6", mask: "#4ade80", both: "#d05ce3" };
@@ -39,8 +39,10 @@ export class Panel {
     this.node = element("figure", { class: "mstv-panel", "data-panel": kind, ...(plane ? { "data-view-plane": plane } : {}) },
       element("figcaption", {},
         element("span", { class: "mstv-dot", style: `--key:${MODEL_COLORS[kind] ?? MODEL_COLORS.both}` }),
-        this.name, this.badge, this.only),
+        this.name, this.only),
       this.frame, this.buildScale());
+    // Over the slice: a caption has no room for it where panels are narrow.
+    if (this.badge) this.frame.append(apart(this.badge));
     this.image = document.createElement("canvas");
     // Drawn by the processor: pixels are made here for every slice, and a trip to the graphics card and back
     // costs more than it saves.
@@ -101,17 +103,15 @@ export class Panel {
     const { rows, columns } = space;
     this.width = columns.count * columns.mm;
     this.height = rows.count * rows.mm;
-    this.image.width = columns.count;
-    this.image.height = rows.count;
-    this.pixels = new ImageData(columns.count, rows.count);
-    this.words = new Uint32Array(this.pixels.data.buffer);
     [...rows.ends, ...columns.ends].forEach((end, i) => { this.letters[i].textContent = end; });
     this.frame.style.aspectRatio = `${this.width} / ${this.height}`;
+    this.node.style.setProperty("--mstv-ratio", String(this.width / this.height));
     if (this.fixed) this.name.textContent = `${this.title}, ${this.fixed}`;
     const limits = (length) => [-0.5 * length, 1.5 * length];
     const [xl, xh] = limits(this.width), [yl, yh] = limits(this.height);
+    const [x, y] = this.viewer.framing(space, this.frame);
     await this.viewer.Plotly.relayout(this.plot, {
-      "xaxis.range": [0, this.width], "yaxis.range": [this.height, 0], "xaxis.minallowed": xl, "xaxis.maxallowed": xh,
+      "xaxis.range": x, "yaxis.range": y, "xaxis.minallowed": xl, "xaxis.maxallowed": xh,
       "yaxis.minallowed": yl, "yaxis.maxallowed": yh,
     });
     this.turned = space;
@@ -124,8 +124,8 @@ export class Panel {
   }
 
   get zoomed() {
-    const [[from, to]] = this.ranges();
-    return Math.abs(to - from) < 0.98 * this.width;
+    const [[from, to]] = this.ranges(), [[low, high]] = this.viewer.framing(this.space, this.frame);
+    return Math.abs(to - from) < 0.98 * (high - low);
   }
 
   // Where the slice lies on the canvas; kept, so that a step through the slices measures nothing.
@@ -139,9 +139,27 @@ export class Panel {
     const left = (xaxis._offset + xaxis.d2p(0)) * ratio, right = (xaxis._offset + xaxis.d2p(this.width)) * ratio;
     const top = (yaxis._offset + yaxis.d2p(0)) * ratio, bottom = (yaxis._offset + yaxis.d2p(this.height)) * ratio;
     this.at = { ratio, width, height, left, top, right, bottom };
+    this.crop();
     // A finger moving up or down scrolls the page, sideways the slices; in a slice that is larger than its frame it
     // moves the slice.
     this.frame.style.touchAction = this.zoomed ? "none" : "pan-y";
+  }
+
+  // The part of the slice that is in sight, which is all that is painted, with a pixel more for smoothing.
+  crop() {
+    const { left, top, right, bottom, width, height } = this.at;
+    const { rows, columns } = this.space;
+    const part = (line, low, high, length) => {
+      const size = (high - low) / line.count;
+      const from = clamp(Math.floor(-low / size) - 1, 0, line.count - 1);
+      return [from, clamp(Math.ceil((length - low) / size) + 1, from + 1, line.count)];
+    };
+    const [c0, c1] = part(columns, left, right, width), [r0, r1] = part(rows, top, bottom, height);
+    this.part = { row: r0, column: c0, rows: r1 - r0, columns: c1 - c0 };
+    if (this.pixels?.width === c1 - c0 && this.pixels.height === r1 - r0) return;
+    Object.assign(this.image, { width: c1 - c0, height: r1 - r0 });
+    this.pixels = new ImageData(c1 - c0, r1 - r0);
+    this.words = new Uint32Array(this.pixels.data.buffer);
   }
 
   // ---- pointer
@@ -187,7 +205,7 @@ export class Panel {
       touches.delete(event.pointerId);
       if (drag?.kind === "press" && event.type === "pointerup") {
         const at = this.under(event);
-        if (at) viewer.goTo(viewer.indexAt(at), true);
+        if (at) viewer.pointAt(viewer.indexAt(at));
       }
       drag = null;
       // Of two fingers one is left: it moves what was just enlarged, and lifting it is no tap.
@@ -303,52 +321,77 @@ export class Panel {
       context.fillStyle = "#000";
       context.fillRect(0, 0, at.width, at.height);
     }
+    const { part } = this;
+    const sx = (right - left) / space.columns.count, sy = (bottom - top) / space.rows.count;
     context.imageSmoothingEnabled = true;
-    context.imageSmoothingQuality = at.ratio * space.columns.count > 1.5 * (right - left) ? "high" : "low";
-    const put = (image) => context.drawImage(image, left, top, right - left, bottom - top);
+    context.imageSmoothingQuality = at.ratio > 1.5 * sx ? "high" : "low";
+    const put = (image, column, row) => context.drawImage(image, column, row, part.columns, part.rows,
+      left + part.column * sx, top + part.row * sy, part.columns * sx, part.rows * sy);
     const style = this.layer ? viewer.view.style : "filled";
     const over = this.kind !== "scan" && viewer.view.opacity > 0;
     const filled = over && style !== "contours", smooth = viewer.view.map === "smooth";
     const base = viewer.base(space);
     if (filled) {
-      this.paint();
       // Enlarging an image is what a frame costs most: where slice and map are enlarged alike, they are joined before.
-      if (smooth) blend(this.words, base.words);
+      this.paint(smooth ? base.words : null);
       this.imageContext.putImageData(this.pixels, 0, 0);
     }
-    if (!filled || !smooth) put(base.canvas);
+    if (!filled || !smooth) put(base.canvas, part.column, part.row);
     context.imageSmoothingEnabled = smooth;
-    if (filled) put(this.image);
+    if (filled) put(this.image, 0, 0);
     if (over && style !== "filled") this.drawContours(context);
     if (this.kind !== "scan") this.drawRegion(context);
+    else this.drawSpot(context);
     this.drawRuler(context);
-    if (viewer.mask && (this.kind === "mask" || (viewer.view.outline && this.kind !== "scan"))) this.drawOutline(context);
+    const outlined = this.kind === "mask" || (viewer.view.outline && (this.kind !== "scan" || !viewer.layers.length));
+    if (viewer.mask && outlined) this.drawOutline(context);
     if (viewer.view.cross) this.drawCross(context);
     if (this.badge) this.badge.toggleAttribute("data-here", viewer.index[viewer.spaces[viewer.data.plane].depth.axis] === this.layer.top);
   }
 
-  // What lies over the slice, at one pixel a voxel.
-  paint() {
-    const { viewer, space, words, kind } = this;
-    const slice = (codes, name) => cut(space, this.here, codes, viewer.buffer(name, words.length));
-    if (this.layer) {
-      const codes = slice(this.layer.now.codes, "a"), table = this.layer.table;
-      for (let i = 0; i < words.length; i++) words[i] = table[codes[i]];
-    } else if (kind === "mask") {
-      const codes = slice(viewer.mask.codes, "a"), fill = rgba(rgb(MODEL_COLORS.mask), 0.3 * viewer.view.opacity);
-      for (let i = 0; i < words.length; i++) words[i] = codes[i] > 127 ? fill : 0;
-    } else {
-      const [mst, resnet] = viewer.pair;
-      const a = slice(mst.now.codes, "a"), b = slice(resnet.now.codes, "b");
-      if (kind === "difference") {
-        const table = viewer.differences;
-        for (let i = 0; i < words.length; i++) words[i] = table[255 + a[i] - b[i]];
-      } else {
-        const { opacity } = viewer.view;
-        const colors = [0, ...["mst", "resnet", "both"].map((name) => rgba(rgb(MODEL_COLORS[name]), opacity))];
-        for (let i = 0; i < words.length; i++) words[i] = colors[+(a[i] >= mst.cut) | (+(b[i] >= resnet.cut) << 1)];
+  // What lies over the slice, at one pixel a voxel, of the part in sight; over `grays`, or else over nothing.
+  paint(grays) {
+    const { viewer, words, space, part, kind } = this;
+    const { columns: { count: stride } } = space;
+    for (let r = 0; r < part.rows; r++) {
+      const at = (part.row + r) * stride + part.column;
+      if (grays) words.set(grays.subarray(at, at + part.columns), r * part.columns);
+      else words.fill(0, r * part.columns, (r + 1) * part.columns);
+    }
+    const met = meet(space, kind === "mask" ? viewer.mask : viewer.box, this.here);
+    if (!met) return;
+    const color = this.colorsOf(met), { rows, columns } = met.own;
+    const from = Math.max(met.column, part.column), to = Math.min(met.column + columns.count, part.column + part.columns);
+    for (let row = Math.max(met.row, part.row); row < Math.min(met.row + rows.count, part.row + part.rows); row++) {
+      let at = (row - part.row) * part.columns + from - part.column, source = (row - met.row) * columns.count + from - met.column;
+      for (let column = from; column < to; column++, at++, source++) {
+        const over = color(source);
+        if (over >>> 24) words[at] = grays ? blend(over, words[at]) : over;
       }
     }
+  }
+
+  // A slice of codes of the maps' box, or of another one.
+  codesOf(met, { codes }, name = "a") {
+    return cut(met.own, met.slice, codes, this.viewer.buffer(name, met.own.rows.count * met.own.columns.count));
+  }
+
+  // The colour that a panel lays over each pixel of a box's slice.
+  colorsOf(met) {
+    const { viewer, kind } = this;
+    if (this.layer) {
+      const codes = this.codesOf(met, this.layer.now), { table } = this.layer;
+      return (i) => table[codes[i]];
+    }
+    if (kind === "mask") {
+      const codes = this.codesOf(met, viewer.mask), fill = rgba(rgb(MODEL_COLORS.mask), 0.3 * viewer.view.opacity);
+      return (i) => (codes[i] > 127 ? fill : 0);
+    }
+    const [mst, resnet] = viewer.pair;
+    const a = this.codesOf(met, mst.now), b = this.codesOf(met, resnet.now, "b");
+    if (kind === "difference") return (i) => viewer.differences[255 + a[i] - b[i]];
+    const colors = [0, ...["mst", "resnet", "both"].map((name) => rgba(rgb(MODEL_COLORS[name]), viewer.view.opacity))];
+    return (i) => colors[+(a[i] >= mst.cut) | (+(b[i] >= resnet.cut) << 1)];
   }
 
   stroke(context, lines, color, width, dash = []) {
@@ -371,14 +414,16 @@ export class Panel {
   // Lines at the threshold and at thirds of the way from it to the map's maximum.
   drawContours(context) {
     const { viewer, layer, space } = this;
-    const { rows, columns } = space;
-    const codes = cut(space, this.here, layer.now.codes, viewer.buffer("a", rows.count * columns.count));
+    const met = meet(space, viewer.box, this.here);
+    if (!met) return;
+    const { rows: { count: rows }, columns: { count: columns } } = met.own;
+    const codes = this.codesOf(met, layer.now);
     for (const part of [0, 1 / 3, 2 / 3]) {
       const level = layer.cut + part * (255 - layer.cut);
       const color = layer.table[Math.min(255, Math.round(level))];
       const lines = viewer.view.map === "smooth"
-        ? contour(codes, rows.count, columns.count, level - 0.5)
-        : borders((i) => codes[i] >= level, rows.count, columns.count);
+        ? moved(contour(framed(codes, rows, columns), rows + 2, columns + 2, level - 0.5), met.column - 1, met.row - 1)
+        : moved(borders((i) => codes[i] >= level, rows, columns), met.column, met.row);
       this.stroke(context, lines, "rgba(0, 0, 0, .55)", 3);
       this.stroke(context, lines, `rgb(${color & 255}, ${(color >> 8) & 255}, ${(color >> 16) & 255})`, 1.6);
     }
@@ -387,22 +432,39 @@ export class Panel {
   // A dashed frame round what the models were given; on slices beside it there is none.
   drawRegion(context) {
     const { region } = this.viewer.data;
-    if (!region || this.kind === "mask") return;
+    if (region && this.kind !== "mask") this.drawFrame(context, region, "rgba(255, 255, 255, .5)", 1, [5, 4]);
+  }
+
+  // What the models will be given, as long as nothing is explained.
+  drawSpot(context) {
+    const { spot, layers, data } = this.viewer;
+    if (!spot?.size || layers.length) return;
+    const middle = toVoxel(data.affine, spot.center);
+    const frame = middle.map((v, axis) => [-1, 1].map((side) => v + 0.5 + (side * spot.size[axis]) / data.spacing[axis] / 2));
+    this.drawFrame(context, frame, "#f2b84b", 1.5);
+  }
+
+  // A box of the grid, [3][from, to], where this slice crosses it.
+  drawFrame(context, box, color, width, dash = []) {
     const { depth, rows, columns } = this.space;
     const here = this.here + 0.5;
-    if (here < region[depth.axis][0] || here > region[depth.axis][1]) return;
-    const ends = (line) => region[line.axis].map((v) => (line.flip ? line.count - v : v));
+    if (here < box[depth.axis][0] || here > box[depth.axis][1]) return;
+    const ends = (line) => box[line.axis].map((v) => (line.flip ? line.count - v : v));
     const [x0, x1] = ends(columns), [y0, y1] = ends(rows);
-    this.stroke(context, [x0, y0, x1, y0, x1, y0, x1, y1, x1, y1, x0, y1, x0, y1, x0, y0], "rgba(255, 255, 255, .5)", 1, [5, 4]);
+    this.stroke(context, [x0, y0, x1, y0, x1, y0, x1, y1, x1, y1, x0, y1, x0, y1, x0, y0], color, width, dash);
   }
 
   drawOutline(context) {
     const { viewer, space } = this;
-    const { rows, columns } = space;
     const kept = (viewer.outlines[space.plane] ??= { slice: -1 });
     if (kept.slice !== this.here) {
-      const codes = cut(space, this.here, viewer.mask.codes, viewer.buffer("a", rows.count * columns.count));
-      Object.assign(kept, { slice: this.here, lines: borders((i) => codes[i] > 127, rows.count, columns.count) });
+      const met = meet(space, viewer.mask, this.here);
+      let lines = [];
+      if (met) {
+        const codes = this.codesOf(met, viewer.mask);
+        lines = moved(borders((i) => codes[i] > 127, met.own.rows.count, met.own.columns.count), met.column, met.row);
+      }
+      Object.assign(kept, { slice: this.here, lines });
     }
     this.stroke(context, kept.lines, MODEL_COLORS.mask, 1.6);
   }
@@ -417,6 +479,16 @@ export class Panel {
     const gapX = (9 * ratio * columns.count) / (right - left), gapY = (gapX * columns.mm) / rows.mm;
     this.stroke(context, [0, y, x - gapX, y, x + gapX, y, columns.count, y, x, 0, x, y - gapY, x, y + gapY, x, rows.count],
       "rgba(64, 196, 198, .9)", 1);
+  }
+
+  // Where the crosshair lies on the frame, in CSS pixels; null where that is out of sight.
+  spotOnFrame() {
+    const { rows, columns } = this.space;
+    const { index } = this.viewer;
+    const { left, top, right, bottom, ratio, width, height } = this.at;
+    const along = (line, from, to) => from + (((line.flip ? line.count - 1 - index[line.axis] : index[line.axis]) + 0.5) / line.count) * (to - from);
+    const x = along(columns, left, right), y = along(rows, top, bottom);
+    return x >= 0 && y >= 0 && x <= width && y <= height ? { x: x / ratio, y: y / ratio } : null;
   }
 
   // A round number of millimetres, about a fifth of the image.
@@ -448,16 +520,21 @@ export class Panel {
   }
 }
 
-// Lays colours over greys, pixel by pixel.
-function blend(words, grays) {
-  for (let i = 0; i < words.length; i++) {
-    const color = words[i], alpha = color >>> 24;
-    if (alpha === 0) { words[i] = grays[i]; continue; }
-    const gray = grays[i] & 255, part = alpha / 255;
-    const red = gray + ((color & 255) - gray) * part, green = gray + (((color >> 8) & 255) - gray) * part;
-    const blue = gray + (((color >> 16) & 255) - gray) * part;
-    words[i] = (0xff000000 | ((blue + 0.5) << 16) | ((green + 0.5) << 8) | (red + 0.5)) >>> 0;
-  }
+// A colour laid over a grey pixel.
+function blend(color, under) {
+  const gray = under & 255, part = (color >>> 24) / 255;
+  const red = gray + ((color & 255) - gray) * part, green = gray + (((color >> 8) & 255) - gray) * part;
+  const blue = gray + (((color >> 16) & 255) - gray) * part;
+  return (0xff000000 | ((blue + 0.5) << 16) | ((green + 0.5) << 8) | (red + 0.5)) >>> 0;
+}
+
+// Lines [x0, y0, x1, y1, ...] to the right and down.
+const moved = (lines, right, down) => lines.map((v, i) => v + (i % 2 ? down : right));
+
+// A button over a slice: a press on it is no press on the slice.
+export function apart(button) {
+  for (const name of ["pointerdown", "pointerup", "dblclick"]) button.addEventListener(name, (event) => event.stopPropagation());
+  return button;
 }
 
 // The middle of all fingers, and how far the first two are apart.

@@ -1,4 +1,8 @@
-"""The data that a viewer draws: volumes quantised, compressed and small enough to send."""
+"""The data that a viewer draws: volumes quantised, compressed and small enough to send.
+
+A page shows the scan first (`scan_payload`) and what models make of a region later (`findings_payload`); a report
+holds both at once, of the region and some context alone (`viewer_payload`).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,41 @@ MAX_BYTES = 2_500_000  # of one payload, as text
 MAX_VOXELS = 4_000_000  # more is not worth trying to fit
 MIN_LEVELS = 100  # grey levels that 8 bits must leave within the first window
 MAX_EXACT_VOXELS = 1_700_000  # more in 16 bits would not fit
-MAX_LOCATOR_SIDE = 160
-MAX_LOCATOR_VOXELS = 1_800_000  # 2.4 MB where noise leaves nothing to compress
+MAX_OVERVIEW_SIDE = 160
+MAX_OVERVIEW_VOXELS = 1_800_000  # 2.4 MB where noise leaves nothing to compress
+
+
+class SliceStream:
+    """Slices of a canonical scan in 16 bits, as a viewer asks for them.
+
+    Attributes:
+        low, high: intensities of the first and the last code. Whole numbers stay as they are.
+    """
+
+    def __init__(self, voxels: np.ndarray) -> None:
+        self._voxels = voxels
+        # Slice by slice: a whole CT needs no second array of its size.
+        ends = [(float(part.min()), float(part.max())) for part in map(_numbers, voxels)]
+        self.low, self.high = min(low for low, _ in ends), max(high for _, high in ends)
+        if self.high - self.low < 65_535 and all(
+            np.array_equal(p, np.rint(p)) for p in map(_numbers, voxels)
+        ):
+            self.high = self.low + 65_535
+        elif self.high <= self.low:
+            self.high = self.low + 1.0
+
+    def block(self, axis: int, first: int, count: int) -> bytes:
+        """Slices as `_packed` packs them, always as differences: zlib of [slices, the other two axes in order].
+
+        Raises:
+            IndexError: the scan has no such slices.
+        """
+        if axis not in (0, 1, 2) or count < 1 or not 0 <= first <= self._voxels.shape[axis] - count:
+            raise IndexError(f"no slices {first} to {first + count} along axis {axis}")
+        taken = np.moveaxis(self._voxels, axis, 0)[first : first + count]
+        codes = _codes(_numbers(taken), 16, self.low, self.high)
+        # Sent once and to one viewer: time counts more than bytes.
+        return zlib.compress(_planes(_steps(codes)), 1)
 
 
 @dataclass(frozen=True)
@@ -95,17 +132,7 @@ def viewer_payload(
         ValueError: a layer does not lie within the scan.
     """
     axis = SLICE_AXIS[plane]
-    for layer in layers:
-        if np.any(np.asarray(layer.start) < 0) or np.any(
-            np.add(layer.start, layer.volume.shape) > scan.shape
-        ):
-            raise ValueError(
-                f"layer {layer.key} is {layer.volume.shape} from {tuple(layer.start)} on, the scan {scan.shape}"
-            )
-        if layer.profile is not None and np.shape(layer.profile) != (scan.shape[axis],):
-            raise ValueError(
-                f"layer {layer.key} has {np.shape(layer.profile)} weights for {scan.shape[axis]} slices"
-            )
+    _check(layers, scan, axis)
     box = _display_box(scan.shape, bounds)
     crop = slice(*box[axis].tolist())
     notes = [f"{layer.label}: the map is zero everywhere." for layer in layers if not np.any(layer.volume)]
@@ -134,7 +161,16 @@ def viewer_payload(
         shrunk = [_shrink(volume, factors) for volume in volumes]
         maps = {
             coarse: [
-                _layer(layer, volume, axis, crop, factors[axis], coarse)
+                _mask(layer, volume > 0.5)
+                if layer.key == "mask"
+                else _layer(
+                    layer,
+                    volume,
+                    axis,
+                    coarse=coarse,
+                    profile=_weights(layer, crop, factors[axis]),
+                    count=small.shape[axis],
+                )
                 for layer, volume in zip(layers, shrunk, strict=True)
             ]
             for coarse in (1, 2)
@@ -163,60 +199,147 @@ def viewer_payload(
         if (native := natives[entry["key"]]) is not None:
             entry["native"] = _native(native, box[:, 0], np.array(factors))
     return {
-        "title": clipped(title, LONGEST_NAME),
-        "plane": plane,
-        "unit": unit,
-        "window": [float(window[0]), float(window[1])],
-        "windows": [[name, float(low), float(high)] for name, low, high in windows],
+        **_head(
+            scan, plane=plane, window=window, windows=windows, unit=unit, title=title, file_affine=file_affine
+        ),
         "shape": list(small.shape),
         "spacing": [round(s * f, 5) for s, f in zip(scan.spacing, factors, strict=True)],
         "affine": _shrunk_affine(shown, factors),
-        "fileAffine": np.round(scan.affine if file_affine is None else file_affine, 5).tolist(),
         "first": [int(start) for start, _ in box],
-        "full": list(scan.shape),
         "factors": factors,
         "region": region,
-        "shownFrom": SHOWN_FROM,
         "scan": gray,
         "layers": [entry for entry in sent if entry["key"] != "mask"],
         "mask": next((entry for entry in sent if entry["key"] == "mask"), None),
         "notes": notes,
-        "disclaimer": DISCLAIMER,
     }
 
 
-def locator_payload(
+def is_sent_whole(scan: Scan) -> bool:
+    """Whether `scan_payload` has every voxel of a scan, and a viewer needs to ask for none."""
+    return bool(np.prod(scan.shape) <= MAX_EXACT_VOXELS)
+
+
+def scan_payload(
     scan: Scan,
     *,
+    plane: Plane,
     window: tuple[float, float],
-    unit: str,
-    center: Sequence[float] | None,
-    box_mm: Sequence[float] | None,
+    windows: Sequence[tuple[str, float, float]] = (),
+    unit: str = "",
+    title: str = "",
+    file_affine: np.ndarray | None = None,
+    key: str = "",
+    stream: SliceStream | None = None,
+    url: str = "",
 ) -> dict[str, Any]:
-    """The whole scan, small, for choosing a spot in three planes.
+    """A whole scan for the viewer; what is found in it follows as `findings_payload`.
+
+    A small scan is sent whole. Of a large one goes an overview, and the viewer asks for slices as they come into sight.
 
     Args:
-        scan: canonical.
-        window: intensities shown black and white.
-        unit: of the intensities.
-        center: the chosen spot in RAS millimetres.
-        box_mm: size of the models' region along the canonical axes.
+        scan, plane, window, windows, unit, title, file_affine: as for `viewer_payload`.
+        key: tells this scan from others, so that findings meet the scan that they belong to.
+        stream, url: the scan's slices, and where they are served; without them a large scan is an overview alone.
     """
-    # Thick slices are kept while the planes shrink: each axis has its own factor.
-    factors = [max(1, -(-n // MAX_LOCATOR_SIDE)) for n in scan.shape]
-    while np.prod([n // f for n, f in zip(scan.shape, factors, strict=True)]) > MAX_LOCATOR_VOXELS:
-        factors[int(np.argmax([n / f for n, f in zip(scan.shape, factors, strict=True)]))] += 1
-    voxels = _shrink(_finite(scan.voxels, "The scan", []), factors)
+    notes: list[str] = []
+    spans = [window, *((low, high) for _, low, high in windows)]
+    sent = None
+    if stream is None and is_sent_whole(scan):
+        voxels = _finite(scan.voxels, "The scan", notes)
+        sent = next(
+            (g for g in (_gray(voxels, bits, spans) for bits in (16, 8)) if len(g["data"]) <= MAX_BYTES), None
+        )
+    slices = None
+    if sent is None:
+        # Thick slices are kept while the planes shrink: each axis has its own factor.
+        factors = [max(1, -(-n // MAX_OVERVIEW_SIDE)) for n in scan.shape]
+        while np.prod([n // f for n, f in zip(scan.shape, factors, strict=True)]) > MAX_OVERVIEW_VOXELS:
+            factors[int(np.argmax([n / f for n, f in zip(scan.shape, factors, strict=True)]))] += 1
+        small = _shrink(_finite(scan.voxels, "The scan", notes), factors)
+        sent = {**_gray(small, 8, spans), "shape": list(small.shape), "factors": factors}
+        if stream is not None:
+            slices = {"url": url, "low": stream.low, "high": stream.high}
     return {
-        "unit": unit,
-        "window": [float(window[0]), float(window[1])],
-        "shape": list(voxels.shape),
-        "spacing": [round(s * f, 5) for s, f in zip(scan.spacing, factors, strict=True)],
-        "affine": _shrunk_affine(scan, factors),
-        "scan": _gray(voxels, 8, [window]),
-        "center": None if center is None else [round(float(c), 2) for c in center],
-        "box": None if box_mm is None else [round(float(b), 2) for b in box_mm],
+        **_head(
+            scan, plane=plane, window=window, windows=windows, unit=unit, title=title, file_affine=file_affine
+        ),
+        "key": key,
+        "scan": sent,
+        "slices": slices,
+        "notes": notes,
     }
+
+
+def findings_payload(
+    scan: Scan,
+    layers: Sequence[Layer],
+    *,
+    plane: Plane,
+    bounds: np.ndarray | None,
+    center: Sequence[float] | None = None,
+    key: str = "",
+) -> dict[str, Any]:
+    """What lies over a scan that a viewer shows whole, on the smallest box that holds it.
+
+    Args:
+        scan, layers, plane, bounds: as for `viewer_payload`.
+        center: of the spot that was explained, in RAS millimetres.
+        key: of the scan's payload.
+    """
+    axis = SLICE_AXIS[plane]
+    _check(layers, scan, axis)
+    notes = [f"{layer.label}: the map is zero everywhere." for layer in layers if not np.any(layer.volume)]
+    maps = [layer for layer in layers if layer.key != "mask"]
+    box = _around(maps)
+    volumes = [_finite(on_box(layer.volume, layer.start, box), layer.label, notes) for layer in maps]
+    # No model has patches as fine as voxels: a map that is too large goes at a half or less within the slices.
+    for coarse in range(1, 9):
+        sent = [
+            _layer(
+                layer,
+                volume,
+                axis,
+                count=scan.shape[axis],
+                first=int(box[axis, 0]),
+                coarse=coarse,
+                profile=layer.profile,
+            )
+            for layer, volume in zip(maps, volumes, strict=True)
+        ]
+        if sum(len(entry["data"]) for entry in sent) <= MAX_BYTES:
+            break
+    for layer, entry in zip(maps, sent, strict=True):
+        if layer.native is not None:
+            entry["native"] = _native(layer.native, box[:, 0], np.ones(3))
+    mask = next((layer for layer in layers if layer.key == "mask"), None)
+    return {
+        "key": key,
+        "center": None if center is None else [round(float(c), 2) for c in center],
+        "region": None if bounds is None else np.asarray(bounds).tolist(),
+        "box": _as_box(box),
+        "layers": sent,
+        "mask": None if mask is None else mask_payload(mask),
+        "notes": notes,
+    }
+
+
+def spot_payload(center: Sequence[float], box_mm: Sequence[float] | None) -> dict[str, Any]:
+    """A spot in RAS millimetres, and how far the models' region reaches round it along the canonical axes."""
+    return {
+        "center": [round(float(c), 2) for c in center],
+        "size": None if box_mm is None else [round(float(b), 2) for b in box_mm],
+    }
+
+
+def mask_payload(mask: Layer) -> dict[str, Any]:
+    """A lesion's mask on the smallest box that holds it, for a viewer that shows the scan whole."""
+    inside = np.asarray(mask.volume) > 0.5
+    held = [np.flatnonzero(inside.any(axis=tuple(o for o in range(3) if o != a))) for a in range(3)]
+    own = np.array([(h[0], h[-1] + 1) if len(h) else (0, 1) for h in held])
+    box = own + np.asarray(mask.start)[:, None]
+    inside = inside[tuple(slice(low, high) for low, high in own)]
+    return {**_mask(mask, inside), "box": _as_box(box)}
 
 
 def unpack(entry: dict[str, Any], shape: Sequence[int]) -> np.ndarray:
@@ -230,6 +353,65 @@ def unpack(entry: dict[str, Any], shape: Sequence[int]) -> np.ndarray:
         codes = np.cumsum((codes >> 1) ^ (0 - (codes & 1)), axis=1, dtype=codes.dtype)
     top = 2 ** entry["bits"] - 1
     return (entry["low"] + codes.astype(np.float32) / top * (entry["high"] - entry["low"])).astype(np.float32)
+
+
+def _head(
+    scan: Scan,
+    *,
+    plane: Plane,
+    window: tuple[float, float],
+    windows: Sequence[tuple[str, float, float]],
+    unit: str,
+    title: str,
+    file_affine: np.ndarray | None,
+) -> dict[str, Any]:
+    """What every viewer needs of a scan, which it shows whole, with nothing over it, unless told otherwise."""
+    return {
+        "title": clipped(title, LONGEST_NAME),
+        "plane": plane,
+        "unit": unit,
+        "window": [float(window[0]), float(window[1])],
+        "windows": [[name, float(low), float(high)] for name, low, high in windows],
+        "shape": list(scan.shape),
+        "spacing": [round(s, 5) for s in scan.spacing],
+        "affine": np.round(scan.affine, 5).tolist(),
+        "fileAffine": np.round(scan.affine if file_affine is None else file_affine, 5).tolist(),
+        "first": [0, 0, 0],
+        "full": list(scan.shape),
+        "factors": [1, 1, 1],
+        "region": None,
+        "layers": [],
+        "mask": None,
+        "shownFrom": SHOWN_FROM,
+        "disclaimer": DISCLAIMER,
+    }
+
+
+def _check(layers: Sequence[Layer], scan: Scan, axis: int) -> None:
+    for layer in layers:
+        if np.any(np.asarray(layer.start) < 0) or np.any(
+            np.add(layer.start, layer.volume.shape) > scan.shape
+        ):
+            raise ValueError(
+                f"layer {layer.key} is {layer.volume.shape} from {tuple(layer.start)} on, the scan {scan.shape}"
+            )
+        if layer.profile is not None and np.shape(layer.profile) != (scan.shape[axis],):
+            raise ValueError(
+                f"layer {layer.key} has {np.shape(layer.profile)} weights for {scan.shape[axis]} slices"
+            )
+
+
+def _around(layers: Sequence[Layer]) -> np.ndarray:
+    """int [3, 2]: the smallest box that holds all of these; of none, one voxel."""
+    if not layers:
+        return np.array([(0, 1)] * 3)
+    low = np.min([np.asarray(layer.start) for layer in layers], axis=0)
+    high = np.max([np.add(layer.start, layer.volume.shape) for layer in layers], axis=0)
+    return np.stack([low, high], axis=1)
+
+
+def _as_box(box: np.ndarray) -> dict[str, list[int]]:
+    return {"start": box[:, 0].tolist(), "shape": (box[:, 1] - box[:, 0]).tolist()}
 
 
 def _display_box(shape: Sequence[int], bounds: np.ndarray | None) -> np.ndarray:
@@ -251,7 +433,7 @@ def _finite(volume: np.ndarray, label: str, notes: list[str]) -> np.ndarray:
     if np.isfinite(volume).all():
         return volume
     notes.append(f"{label}: values that are not numbers are shown as zero.")
-    return np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
+    return _numbers(volume)
 
 
 def _coarser(factors: Sequence[int], shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
@@ -283,33 +465,64 @@ def _shrunk_affine(scan: Scan, factors: Sequence[int]) -> list[list[float]]:
     return np.round(affine, 5).tolist()
 
 
+def _weights(layer: Layer, crop: slice, factor: int) -> np.ndarray | None:
+    """A layer's weights of the slices that a viewer shows, `factor` of the scan's slices in each."""
+    if layer.profile is None:
+        return None
+    return _shrink(np.asarray(layer.profile, np.float32)[crop, None, None], [factor, 1, 1])[:, 0, 0]
+
+
 def _layer(
-    layer: Layer, volume: np.ndarray, axis: int, crop: slice, factor: int, coarse: int
+    layer: Layer,
+    volume: np.ndarray,
+    axis: int,
+    *,
+    count: int,
+    first: int = 0,
+    coarse: int = 1,
+    profile: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """One layer's part of the payload; `coarse` 2 sends a map at half the resolution within the slices."""
-    entry: dict[str, Any] = {"key": layer.key, "label": layer.label, "short": layer.short}
-    if layer.key == "mask":
-        return {**entry, **_packed((volume > 0.5).astype(np.float32), 8, 0.0, 1.0)}
+    """A map's part of the payload.
+
+    Args:
+        volume: on its box of the viewer's grid.
+        axis: across the slices.
+        count: slices of that grid.
+        first: of them in the box.
+        coarse: so many voxels along rows and columns become one.
+        profile: a weight for each of the grid's slices; None: the maximum in each slice.
+    """
     volume = np.maximum(volume, 0)
     others = tuple(a for a in range(3) if a != axis)
     top = float(volume.max())
-    if layer.profile is None:
-        profile = volume.max(axis=others)
-    else:
-        weights = np.nan_to_num(np.asarray(layer.profile, np.float32), posinf=0.0, neginf=0.0)[crop]
-        profile = _shrink(weights[:, None, None], [factor, 1, 1])[:, 0, 0]
+
+    def along(values: np.ndarray) -> np.ndarray:
+        """Values of the box's slices as those of the grid's."""
+        return np.pad(values, (first, count - first - len(values)))
+
+    if profile is None:
+        profile = along(volume.max(axis=others))
+    profile = np.nan_to_num(np.asarray(profile, np.float32), posinf=0.0, neginf=0.0)
     # Of slices with the same weight, the one with more saliency: a ResNet's map often saturates.
     best = np.flatnonzero(profile >= profile.max() - 1e-6 * abs(profile.max()))
-    first = int(best[np.argmax(volume.mean(axis=others)[best])])
-    sent = _shrink(volume, [1 if a == axis or volume.shape[a] < 4 else coarse for a in range(3)])
+    strongest = int(best[np.argmax(along(volume.mean(axis=others))[best])])
+    sent = _shrink(
+        volume, [1 if a == axis or volume.shape[a] < 4 else min(coarse, volume.shape[a]) for a in range(3)]
+    )
     return {
-        **entry,
+        "key": layer.key,
+        "label": layer.label,
+        "short": layer.short,
         "max": top,
-        "top": first,
+        "top": strongest,
         "profile": [round(float(p), 7) for p in profile],
         "shape": list(sent.shape),
         **_packed(sent, 8, 0.0, top or 1.0),
     }
+
+
+def _mask(layer: Layer, inside: np.ndarray) -> dict[str, Any]:
+    return {"key": layer.key, "label": layer.label, **_packed(inside.astype(np.float32), 8, 0.0, 1.0)}
 
 
 def _gray(volume: np.ndarray, bits: int, spans: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -355,14 +568,34 @@ def _packed(volume: np.ndarray, bits: int, low: float, high: float) -> dict[str,
     """
     if high <= low:
         high = low + 1.0
-    top = 2**bits - 1
-    word, signed = (np.uint16, np.int16) if bits == 16 else (np.uint8, np.int8)
-    codes = np.clip((volume - low) / (high - low) * top + 0.5, 0, top).astype(word)
-    steps = np.diff(codes, axis=1, prepend=np.zeros_like(codes[:, :1])).astype(signed)
-    delta = codes.shape[1] > 1 and bool(steps[:, 1:].std() < codes.std())
-    sent = np.where(delta, (steps << 1) ^ (steps >> (bits - 1)), codes).astype(word)
-    raw = np.ascontiguousarray(sent).tobytes()
-    if bits == 16:
-        raw = (sent & 255).astype(np.uint8).tobytes() + (sent >> 8).astype(np.uint8).tobytes()
-    data = base64.b64encode(zlib.compress(raw, 6)).decode()
+    codes = _codes(volume, bits, low, high)
+    steps = np.diff(codes, axis=1).astype(np.int16 if bits == 16 else np.int8)
+    delta = codes.shape[1] > 1 and bool(steps.std() < codes.std())
+    data = base64.b64encode(zlib.compress(_planes(_steps(codes) if delta else codes), 6)).decode()
     return {"bits": bits, "low": low, "high": high, "delta": delta, "data": data}
+
+
+def _codes(volume: np.ndarray, bits: int, low: float, high: float) -> np.ndarray:
+    """Intensities as unsigned integers, `low` as 0 and `high` as the greatest."""
+    top = 2**bits - 1
+    scaled = (volume - np.float32(low)) * np.float32(top / (high - low)) + np.float32(0.5)
+    return np.clip(scaled, 0, top).astype(np.uint16 if bits == 16 else np.uint8)
+
+
+def _steps(codes: np.ndarray) -> np.ndarray:
+    """Differences to the neighbour before along the second axis, with the sign as the last bit."""
+    steps: Any = np.diff(codes, axis=1, prepend=np.zeros_like(codes[:, :1]))
+    steps = steps.astype(np.int16 if codes.dtype == np.uint16 else np.int8)
+    return ((steps << 1) ^ (steps >> (8 * codes.itemsize - 1))).astype(codes.dtype)
+
+
+def _planes(codes: np.ndarray) -> bytes:
+    """The codes' bytes; of 16 bits, all low ones before all high ones."""
+    if codes.dtype == np.uint16:
+        return (codes & 255).astype(np.uint8).tobytes() + (codes >> 8).astype(np.uint8).tobytes()
+    return np.ascontiguousarray(codes).tobytes()
+
+
+def _numbers(voxels: np.ndarray) -> np.ndarray:
+    """As float32, with zeros for what is no number."""
+    return np.nan_to_num(np.asarray(voxels, np.float32), nan=0.0, posinf=0.0, neginf=0.0)

@@ -88,23 +88,25 @@ export class Projection {
     this.viewer = viewer;
     this.angle = 0;
     this.hidden = new Set();
+    this.building = null;
     this.node = element("div", { class: "mstv-projection", hidden: "", role: "tabpanel", "aria-label": "Maximum-intensity projection" });
   }
 
-  open() {
-    if (!this.bodies) this.build();
+  // Made once only, however often the tab is opened meanwhile.
+  async open() {
+    await (this.building ??= this.build());
     this.resize();
   }
 
-  build() {
+  async build() {
     const { viewer } = this;
-    const { data, layers, mask } = viewer;
-    const step = Math.max(...data.shape.map((n, axis) => n * data.spacing[axis])) / MOST_CELLS;
-    const cube = (volume) => cubes(volume, data.shape, data.spacing, step);
-    this.scan = cube(viewer.scan);
+    const volume = await viewer.volume();
+    this.box = volume;
+    const step = Math.max(...volume.shape.map((n, axis) => n * volume.spacing[axis])) / MOST_CELLS;
+    const cube = (of) => cubes(of, volume.shape, volume.spacing, step);
+    this.scan = cube(volume.scan);
     this.range = this.grayRange();
-    this.bodies = layers.map((layer) => ({ key: layer.key, layer, cube: cube(layer.volume) }));
-    if (mask) this.bodies.push({ key: "mask", cube: cube({ ...mask, top: 255 }) });
+    this.bodies = volume.bodies.map((body) => ({ ...body, cube: cube(body.volume) }));
     // Cells average voxels: of what is left of a map's maximum in them the threshold is a part, or a small spot would vanish.
     for (const body of this.bodies) body.most = body.cube.codes.reduce((most, v) => Math.max(most, v), 1);
     const [nx, ny, nz] = this.scan.shape;
@@ -265,9 +267,11 @@ export class Projection {
   // The current slice's outline: an axial slice is a line, others a frame that turns with the scan.
   drawSlice(context) {
     const { viewer } = this;
-    const { axis, count } = viewer.space.depth;
+    const { axis } = viewer.space.depth;
     const [nx, ny, nz] = this.scan.shape;
-    const part = (viewer.slice + 0.5) / count;
+    const { start, shape, factors } = this.box;
+    const part = ((viewer.slice + 0.5) / factors[axis] - start[axis]) / shape[axis];
+    if (part < 0 || part > 1) return;
     const { right } = directions(this.angle);
     const ends = [0, 1, 2].map((a) => (a === axis ? [part, part] : [0, 1]));
     const us = ends[0].flatMap((x) => ends[1].map((y) => (x - 0.5) * nx * right[0] + (y - 0.5) * ny * right[1]));

@@ -8,7 +8,20 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # Each after those that it imports.
-MODULES = ("slices", "page", "panel", "solid", "projection", "gif", "save", "viewer", "locator", "start")
+MODULES = (
+    "slices",
+    "page",
+    "source",
+    "panel",
+    "chart",
+    "solid",
+    "projection",
+    "gif",
+    "save",
+    "controls",
+    "viewer",
+    "start",
+)
 IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
 EXPORT = re.compile(r"^export ((?:async )?function|class|const) (\w+)", re.MULTILINE)
 

@@ -50,33 +50,39 @@ async function inflate(base64) {
   return new Response(stream).arrayBuffer();
 }
 
-// A volume as mst/viewer/payload.py packs it: 16 bits as all low bytes, then all high ones; steps between rows, with the sign as last bit.
-export async function readVolume(entry, shape) {
-  const bytes = new Uint8Array(await inflate(entry.data));
-  const own = entry.shape || shape;
-  const size = own[0] * own[1] * own[2];
-  if (bytes.length !== size * (entry.bits / 8)) throw new Error("the volume's size does not fit its shape");
+// Codes as mst/viewer/packing.py packs them: 16 bits as all low bytes, then all high ones; steps between rows, with the sign as last bit.
+/** @param {Uint8Array} bytes @param {number[]} shape @param {number} bits @param {boolean} delta */
+export function unpackCodes(bytes, shape, bits, delta) {
+  const size = shape[0] * shape[1] * shape[2];
+  if (bytes.length !== size * (bits / 8)) throw new Error("the volume's size does not fit its shape");
   /** @type {Uint8Array | Uint16Array} */
   let codes = bytes;
-  if (entry.bits === 16) {
+  if (bits === 16) {
     codes = new Uint16Array(size);
     for (let i = 0; i < size; i++) codes[i] = bytes[i] | (bytes[size + i] << 8);
   }
-  if (entry.delta) {
-    const row = own[2], plane = own[1] * own[2];
-    for (let i = 0; i < size; i++) codes[i] = (codes[i] >> 1) ^ -(codes[i] & 1);
-    for (let x = 0; x < own[0]; x++) {
-      for (let at = x * plane + row; at < (x + 1) * plane; at++) codes[at] += codes[at - row];
-    }
+  if (!delta) return codes;
+  const row = shape[2], plane = shape[1] * shape[2];
+  for (let i = 0; i < size; i++) codes[i] = (codes[i] >> 1) ^ -(codes[i] & 1);
+  for (let x = 0; x < shape[0]; x++) {
+    for (let at = x * plane + row; at < (x + 1) * plane; at++) codes[at] += codes[at - row];
   }
+  return codes;
+}
+
+// What codes of 0..top stand for, and back.
+export const scaleOf = ({ low, high }, top) => ({
+  top,
+  value: (code) => low + (code / top) * (high - low),
+  code: (value) => ((value - low) / (high - low)) * top,
+});
+
+// A volume of a payload on `shape` voxels; one that was sent coarser is enlarged.
+export async function readVolume(entry, shape) {
+  const own = entry.shape || shape;
+  let codes = unpackCodes(new Uint8Array(await inflate(entry.data)), own, entry.bits, entry.delta);
   if (own.some((n, axis) => n !== shape[axis])) codes = enlarge(codes, own, shape);
-  const top = 2 ** entry.bits - 1;
-  return {
-    codes,
-    top,
-    value: (code) => entry.low + (code / top) * (entry.high - entry.low),
-    code: (value) => ((value - entry.low) / (entry.high - entry.low)) * top,
-  };
+  return { codes, ...scaleOf(entry, 2 ** entry.bits - 1) };
 }
 
 // A map sent at a lower resolution, put on the scan's voxels by repeating values.
@@ -86,7 +92,7 @@ export function enlarge(codes, from, to) {
     Array.from({ length: n }, (_, i) => Math.min(Math.floor(i / Math.round(n / from[axis])), from[axis] - 1))));
 }
 
-// A model's own patches on the scan's voxels: each voxel takes the value of the patch that its centre lies in.
+// A model's own patches on the map's voxels: each voxel takes the value of the patch that its centre lies in.
 export function spread(codes, { shape, start, size }, to) {
   return repeat(codes, shape, to, to.map((n, axis) => Array.from({ length: n }, (_, i) => {
     const cell = Math.floor((i + 0.5 - start[axis]) / size[axis]);
@@ -145,6 +151,46 @@ export function cut({ depth, rows, columns }, slice, codes, out) {
   for (let r = 0; r < rows.count; r++) {
     let at = base + (rows.flip ? rows.count - 1 - r : r) * rows.stride + first;
     for (let c = 0; c < columns.count; c++, at += step) out[pixel++] = codes[at];
+  }
+  return out;
+}
+
+// ---- boxes: a part of the viewer's grid, for what covers no more of the scan ---------------------------------
+
+// A box { start, shape } with the geometry of each plane through it.
+export const boxed = ({ start, shape }, spacing, neurological = false) => ({
+  start,
+  shape,
+  spaces: Object.fromEntries(Object.keys(AXES).map((plane) => [plane, geometry(plane, shape, spacing, neurological)])),
+});
+
+// Where a slice of the grid meets a box: the box's own slice, and the first row and column of it on the grid's slice;
+// null where it passes by.
+export function meet(space, { start, spaces }, slice) {
+  const own = spaces[space.plane];
+  const here = slice - start[space.depth.axis];
+  if (here < 0 || here >= own.depth.count) return null;
+  const first = (line, part) => (line.flip ? line.count - start[line.axis] - part.count : start[line.axis]);
+  return { own, slice: here, row: first(space.rows, own.rows), column: first(space.columns, own.columns) };
+}
+
+// The place in a box's codes of a voxel of the grid; -1 beside the box.
+export function placeIn({ start, shape }, index) {
+  const [i, j, k] = index.map((v, axis) => v - start[axis]);
+  const inside = i >= 0 && j >= 0 && k >= 0 && i < shape[0] && j < shape[1] && k < shape[2];
+  return inside ? (i * shape[1] + j) * shape[2] + k : -1;
+}
+
+// A box's codes on another box; zero where it does not reach.
+/** @template {Uint8Array | Uint16Array} T @param {T} codes @returns {T} */
+export function onBox(codes, from, to) {
+  const out = /** @type {T} */ (new /** @type {any} */ (codes.constructor)(to.shape[0] * to.shape[1] * to.shape[2]));
+  const low = from.start.map((at, axis) => Math.max(at, to.start[axis]));
+  const high = from.start.map((at, axis) => Math.min(at + from.shape[axis], to.start[axis] + to.shape[axis]));
+  if (low.some((at, axis) => at >= high[axis])) return out;
+  for (let i = low[0]; i < high[0]; i++) for (let j = low[1]; j < high[1]; j++) {
+    const source = placeIn(from, [i, j, low[2]]);
+    out.set(codes.subarray(source, source + high[2] - low[2]), placeIn(to, [i, j, low[2]]));
   }
   return out;
 }
@@ -228,6 +274,13 @@ export function borders(holds, rows, columns) {
     if (!on(r, c + 1)) lines.push(c + 1, r, c + 1, r + 1);
   }
   return lines;
+}
+
+// A slice with a row or column of zeros on each side, in which lines close.
+export function framed(codes, rows, columns) {
+  const out = new Uint8Array((rows + 2) * (columns + 2));
+  for (let r = 0; r < rows; r++) out.set(codes.subarray(r * columns, (r + 1) * columns), (r + 1) * (columns + 2) + 1);
+  return out;
 }
 
 // Lines of one value through a slice (marching squares), in pixels from its corner; pixel centres are at 0.5.

@@ -13,6 +13,8 @@ export class Solid {
     this.viewer = viewer;
     this.node = element("div", { class: "mstv-solid", hidden: "", role: "tabpanel", "aria-label": "3D" });
     this.building = null;
+    this.box = null; // of the grid, what is shown of it
+    this.bodies = [];
     this.ready = null; // true or false once it is known whether surfaces can be drawn
   }
 
@@ -38,14 +40,16 @@ export class Solid {
 
   async build() {
     const { viewer } = this;
-    const { data, layers, mask, root, Plotly } = viewer;
+    const { data, root, Plotly } = viewer;
     const probe = document.createElement("canvas");
     if (!probe.getContext("webgl2") && !probe.getContext("webgl")) {
       this.explain("The 3D view needs WebGL, which this browser has not switched on.");
       return;
     }
-    const bodies = mask ? [...layers, { key: "mask", volume: mask }] : layers;
-    const coarse = this.coarsen([viewer.scan, ...bodies.map((body) => body.volume)]);
+    const volume = await viewer.volume();
+    const { bodies } = volume;
+    Object.assign(this, { box: volume, bodies });
+    const coarse = this.coarsen(volume, [volume.scan, ...bodies.map((body) => body.volume)]);
     const surface = (values, level, color, opacity, name) => ({
       type: "isosurface", x: coarse.x, y: coarse.y, z: coarse.z, value: values, isomin: level, isomax: level,
       surface: { count: 1 }, caps: { x: { show: false }, y: { show: false }, z: { show: false } },
@@ -54,14 +58,14 @@ export class Solid {
       lighting: { ambient: 0.55, diffuse: 0.7, specular: 0.15 },
     });
     const [low, high] = data.window;
-    const grays = coarse.values[0].map((code) => viewer.scan.value(code));
+    const grays = coarse.values[0].map((code) => viewer.source.value(code));
     const level = data.unit === "HU" && low < -300 ? -300 : otsu(grays.map((v) => clamp(v, low, high)));
     /** @type {any[]} */
     const traces = [surface(grays, level, SCAN_COLOR, 0.22, "Scan surface")];
     bodies.forEach((body, i) => {
       const values = coarse.values[1 + i];
       body.most = values.reduce((most, v) => Math.max(most, v), 0);
-      body.level = body.key === "mask" ? this.maskLevel(body) : this.level(body);
+      body.level = body.layer ? this.level(body) : this.maskLevel(body);
       traces.push(surface(values, body.level, MODEL_COLORS[body.key] || "#fff", body.key === "mask" ? 0.42 : 0.5, viewer.bodyName(body.key)));
     });
     this.sliceTraces = [traces.length, traces.length + 1];
@@ -125,8 +129,8 @@ export class Solid {
 
   // The surface encloses what the 2D view shows, as far as blocks of voxels can: their mean lowers a map's maximum,
   // and of what is left of it the threshold is a part, or a small spot would vanish.
-  level({ cut, most }) {
-    return (most || 255) * clamp(cut / 255, 0.02, 0.95);
+  level({ layer, most }) {
+    return (most || 255) * clamp(layer.cut / 255, 0.02, 0.95);
   }
 
   // A lesion smaller than a block fills none: half of what its fullest block holds still shows it.
@@ -135,8 +139,7 @@ export class Solid {
   }
 
   // Volumes as the mean of blocks of voxels: single voxels would let small spots vanish between them.
-  coarsen(volumes) {
-    const { shape, affine } = this.viewer.data;
+  coarsen({ shape, affine }, volumes) {
     const steps = shape.map((n) => Math.max(1, Math.ceil(n / MOST_CELLS)));
     const [nx, ny, nz] = shape.map((n, axis) => Math.ceil(n / steps[axis]));
     const place = () => new Float32Array(nx * ny * nz);
@@ -163,22 +166,29 @@ export class Solid {
     if (!this.plot) return;
     clearTimeout(this.cutting);
     this.cutting = setTimeout(() => {
-      this.viewer.layers.forEach((layer, i) => {
-        const level = this.level(layer);
-        if (level === layer.level) return;
-        layer.level = level;
+      this.bodies.forEach((body, i) => {
+        const level = body.layer ? this.level(body) : body.level;
+        if (level === body.level) return;
+        body.level = level;
         this.viewer.Plotly.restyle(this.plot, { isomin: level, isomax: level }, [1 + i]);
       });
     }, 150);
   }
 
-  // The current slice's outline, closed.
+  // The current slice's outline, closed, as far as the shown box reaches.
   corners() {
     const { viewer } = this;
-    const { space } = viewer;
-    const { rows, columns } = space;
-    return [[0, 0], [0, columns.count - 1], [rows.count - 1, columns.count - 1], [rows.count - 1, 0], [0, 0]]
-      .map(([row, col]) => toWorld(viewer.data.affine, viewer.indexAt({ row, column: col, space })));
+    const { rows, columns, depth } = viewer.space;
+    const { start, shape, factors } = this.box;
+    const ends = (line) => [start[line.axis] * factors[line.axis], (start[line.axis] + shape[line.axis]) * factors[line.axis] - 1];
+    const [r0, r1] = ends(rows), [c0, c1] = ends(columns);
+    return [[r0, c0], [r0, c1], [r1, c1], [r1, c0], [r0, c0]].map(([row, column]) => {
+      const index = [0, 0, 0];
+      index[depth.axis] = viewer.slice;
+      index[rows.axis] = row;
+      index[columns.axis] = column;
+      return toWorld(viewer.data.affine, index);
+    });
   }
 
   // Follows the slice. Plotly would make all surfaces anew, a third of a second; its two traces of the slice alone

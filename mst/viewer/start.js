@@ -1,37 +1,53 @@
-// Finds viewers and locators as they appear in the page, starts them, and stops those that have left it.
+// Finds viewers as they appear in the page, starts them, brings them what is found later, and stops those that have left.
 import { fail } from "./page.js";
 import { Viewer } from "./viewer.js";
-import { Locator } from "./locator.js";
 
 const living = new Map();
+const parsed = (template) => JSON.parse(template.content.textContent);
+
+function start(root, source) {
+  // A page may put new data into a root that it keeps: the viewer in it starts anew.
+  living.get(root)?.viewer.stop();
+  living.delete(root);
+  source.remove();
+  root.dataset.ready = "false";
+  try {
+    const viewer = new Viewer(root, parsed(source));
+    const started = viewer.start();
+    living.set(root, { viewer, started });
+    started.catch((error) => {
+      if (living.get(root)?.viewer === viewer) fail(root, error);
+    });
+  } catch (error) {
+    fail(root, error);
+  }
+}
+
+// What belongs to a scan that a viewer shows: maps ("take"), or the spot that is chosen ("point").
+function bring(template) {
+  const sent = parsed(template);
+  for (const [root, { viewer, started }] of living) {
+    if (!sent.key || viewer.data.key !== sent.key) continue;
+    template.remove();
+    if (template.dataset.mst === "take") root.dataset.ready = "false";
+    started.then(() => viewer[template.dataset.mst](sent)).catch((error) => {
+      if (living.get(root)?.viewer === viewer) fail(root, error);
+    });
+  }
+}
+
 function scanDocument() {
-  for (const [root, viewer] of living) {
+  for (const [root, { viewer }] of living) {
     if (!root.isConnected) {
       viewer.stop();
       living.delete(root);
     }
   }
-  for (const root of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".mst-viewer, .mst-locator"))) {
-    const source = /** @type {HTMLTemplateElement | null} */ (root.querySelector("template.mst-payload"));
-    if (!source) continue;
-    // A page may put new data into a root that it keeps: the viewer in it starts anew.
-    living.get(root)?.stop();
-    living.delete(root);
-    source.remove();
-    root.dataset.ready = "false";
-    let viewer;
-    try {
-      const payload = JSON.parse(source.content.textContent);
-      viewer = root.classList.contains("mst-viewer") ? new Viewer(root, payload) : new Locator(root, payload);
-    } catch (error) {
-      fail(root, error);
-      continue;
-    }
-    living.set(root, viewer);
-    viewer.start().catch((error) => {
-      if (living.get(root) === viewer) fail(root, error);
-    });
+  for (const root of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".mst-viewer"))) {
+    const source = root.querySelector("template.mst-payload");
+    if (source) start(root, source);
   }
+  document.querySelectorAll("template[data-mst]").forEach(bring);
 }
 
 const begin = () => {

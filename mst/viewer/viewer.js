@@ -1,86 +1,82 @@
-// The linked viewers: their state, their controls, and what every panel shares.
+// The linked viewers: their state, and what every panel shares.
 //
 // Plotly draws axes, zoom and 3D. The slices themselves are a canvas under Plotly's transparent plot, so that a
-// step through the slices redraws images and never asks Plotly or the server for anything.
+// step through the slices redraws images and never waits for Plotly or the server.
 import {
-  AXES, COLORS, bestColumns, clamp, colorTable, cut, eachPixel, geometry, grayTable, hotSpots, largest, quantile, readLink,
+  COLORS, bestColumns, boxed, clamp, colorTable, eachPixel, geometry, grayTable, hotSpots, largest, onBox, placeIn, quantile, readLink,
   readVolume, spread, toVoxel, toWorld, writeLink,
 } from "./slices.js";
-import { element, fail, loadPlotly, theme } from "./page.js";
-import { MODEL_COLORS, Panel, rgb, rgba } from "./panel.js";
+import { Chart } from "./chart.js";
+import { Controls, PAPER_QUANTILES } from "./controls.js";
+import { element, fail, loadPlotly } from "./page.js";
+import { MODEL_COLORS, Panel, apart, rgb, rgba } from "./panel.js";
+import { PLANES, ScanSource } from "./source.js";
 import { Solid } from "./solid.js";
 import { Projection } from "./projection.js";
-import { saveAnimation, savePicture } from "./save.js";
 
-const PLANES = Object.keys(AXES);
 const KINDS = ["scan", "mst", "resnet", "mask", "difference", "agreement"];
 const SHORT = { scan: "Scan", mst: "MST", resnet: "ResNet", mask: "Lesion mask", difference: "Difference", agreement: "Agreement" };
-const PAPER_QUANTILES = [0.995, 0.999]; // of the colour scale in the paper's figures
+const COMPARED = /^(difference|agreement)$/;
 const PLAY_MS = 110;
 const WHEEL_STEP = 50; // a wheel's notch is 100 or 120; a touchpad sends many small parts of it
 const SMALLEST_PANEL = 240; // pixels of width for which panels stay in one row
 const SMALLEST_HOT_SPOT = 0.2; // of the map's maximum
-/** @type {[string[], string][]} */
-const KEYS = [
-  [["←", "→", "wheel", "drag"], "one slice"], [["PgUp", "PgDn"], "five slices"], [["Home", "End"], "first, last"], [["Space"], "play"],
-  [["A", "C", "S"], "axial, coronal, sagittal"], [["T"], "all three planes"], [["click"], "set the crosshair"], [["X"], "crosshair on or off"],
-  [["N", "Shift N"], "next hot spot of the MST, the ResNet"], [["O"], "lesion outline"], [["1", "…", "4"], "window"],
-  [["right drag"], "level and width"], [["Ctrl wheel", "pinch", "+", "−"], "zoom"], [["Shift drag", "middle drag"], "move"],
-  [["0"], "whole slice"], [["double click", "F"], "one large panel"], [["?"], "these keys"],
-];
+const CONTEXT = 0.2; // shown round the region, as a part of its size on each side
+const ELSEWHERE_MM = 1; // from the explained spot on, the crosshair is at another one
 // Of the address a page was opened with; the first viewer takes it, a scan opened later starts afresh.
 let opened = location.hash;
 
 export class Viewer {
+  // payload: of mst/viewer/payload.py, with a report's findings in it; in a page they follow (`take`).
   constructor(root, payload) {
     this.root = root;
     this.data = payload;
     this.windows = payload.windows.length ? payload.windows : [["Automatic", ...payload.window]];
-    const keys = payload.layers.map((layer) => layer.key);
-    this.available = KINDS.filter((kind) => kind === "scan" || keys.includes(kind) || (kind === "mask" && payload.mask) ||
-      (/^(difference|agreement)$/.test(kind) && keys.includes("mst") && keys.includes("resnet")));
-    this.names = { ...SHORT, ...Object.fromEntries(payload.layers.filter(({ short }) => short).map(({ key, short }) => [key, short])) };
+    this.layers = [];
+    this.mask = null;
+    this.spot = null; // where the models are to look: { center, size } in millimetres
+    this.explained = null; // where they did: { center }
+    this.available = ["scan"];
+    this.names = { ...SHORT };
     this.usual = {
-      plane: payload.plane, layout: "one", panels: this.available.filter((kind) => !/^(difference|agreement)$/.test(kind)), solo: null,
+      plane: payload.plane, layout: "three", panels: ["scan"], solo: null,
       by: "maximum", threshold: 0.9, maximum: payload.shownFrom, value: 0, scale: "own", map: "smooth", style: "filled", colors: "Viridis", opacity: 0.6,
-      window: payload.window.slice(), convention: "radiological", cross: false, outline: true,
+      window: payload.window.slice(), convention: "radiological", cross: true, outline: true,
     };
     this.view = { ...this.usual };
     this.index = payload.shape.map((n) => Math.floor(n / 2));
     this.shown = "2d";
+    this.framed = true; // the region fills the frames, where there is one; else the whole slice
     this.panels = [];
+    this.panelRow = element("div", { class: "mstv-panels" });
+    this.tabs = [];
+    this.closeMenu = null;
     this.syncs = [];
     this.bases = {};
     this.buffers = {};
-    this.spots = {};
     this.wheeled = 0;
     this.arranging = Promise.resolve();
     this.stopper = new AbortController();
+    this.source = new ScanSource(payload, (axis, first, count) => this.arrived(axis, first, count));
   }
 
   get space() { return this.spaces[this.view.plane]; }
   get count() { return this.space.depth.count; }
   get slice() { return this.index[this.space.depth.axis]; }
+  // In a page, where another spot can be explained; a report is what it is.
+  get live() { return Boolean(this.data.key); }
   nameOf({ key }) { return this.names[key] || key; }
   bodyName(key) { return key === "mask" ? SHORT.mask : `${this.nameOf({ key })} map`; }
   get pair() { return ["mst", "resnet"].map((key) => this.layers.find((layer) => layer.key === key)); }
 
   async start() {
     const { data } = this;
-    const read = (entry) => (entry ? readVolume(entry, data.shape) : null);
-    const [scan, mask, layers, natives] = await Promise.all([
-      read(data.scan), read(data.mask), Promise.all(data.layers.map(read)),
-      Promise.all(data.layers.map(({ native }) => (native ? readVolume(native, native.shape) : null))),
-    ]);
-    this.scan = scan;
-    this.mask = mask;
-    if (!data.windows.length) this.windows.push(["Full range", scan.value(0), scan.value(largest(scan.codes))]);
-    this.layers = data.layers.map((layer, i) => ({
-      ...layer, volume: { ...layers[i], max: layer.max }, patches: natives[i] && { ...natives[i], grid: layer.native, max: layer.native.max } }));
+    const [, plotly] = await Promise.all([this.source.read(), loadPlotly(), data.layers.length || data.mask ? this.read(data) : null]);
+    this.Plotly = plotly;
+    if (!data.windows.length) this.windows.push(["Full range", this.source.value(0), this.source.value(largest(this.source.overview.codes))]);
     this.respace();
-    const opening = this.layers.find((layer) => layer.key === "mst") || this.layers[0];
-    if (opening) this.index = this.brightest(opening);
-    this.Plotly = await loadPlotly();
+    if (data.spot) this.aim(data.spot);
+    if (this.layers.length || this.mask) this.offer();
     const link = readLink(opened);
     opened = "";
     Object.assign(this.view, this.fromLink(link));
@@ -93,26 +89,144 @@ export class Viewer {
     this.update();
     this.draw();
     await this.openView(link);
+    this.ready();
+  }
+
+  ready() {
     this.root.dataset.ready = "true";
   }
 
+  // ---- what lies over the scan
+
+  // Unpacks maps and mask, which lie on boxes of the grid of their own; without one they cover it.
+  /** @param {{ layers?: any[], mask?: any, box?: any, region?: any }} findings */
+  async read({ layers = [], mask, box, region = null }) {
+    const whole = { start: [0, 0, 0], shape: this.data.shape };
+    const maps = box || whole, own = mask?.box || whole;
+    const [volumes, natives, outline] = await Promise.all([
+      Promise.all(layers.map((layer) => readVolume(layer, maps.shape))),
+      Promise.all(layers.map(({ native }) => (native ? readVolume(native, native.shape) : null))),
+      mask ? readVolume(mask, own.shape) : null,
+    ]);
+    this.box = boxed(maps, this.data.spacing);
+    this.data.region = region;
+    this.layers = layers.map((layer, i) => ({
+      ...layer, volume: { ...volumes[i], max: layer.max }, patches: natives[i] && { ...natives[i], grid: layer.native, max: layer.native.max } }));
+    this.mask = outline && { ...outline, ...boxed(own, this.data.spacing) };
+    this.spots = {};
+  }
+
+  // What the panels can show now, and how they show it first.
+  offer() {
+    const keys = this.layers.map(({ key }) => key);
+    this.available = KINDS.filter((kind) => kind === "scan" || keys.includes(kind) || (kind === "mask" && this.mask) ||
+      (COMPARED.test(kind) && keys.includes("mst") && keys.includes("resnet")));
+    this.names = { ...SHORT, ...Object.fromEntries(this.layers.filter(({ short }) => short).map(({ key, short }) => [key, short])) };
+    const compares = keys.length > 0 || !this.live;
+    const panels = this.available.filter((kind) => !COMPARED.test(kind));
+    const first = compares ? { layout: "one", panels, cross: false } : { layout: "three", panels: ["scan"], cross: true };
+    // What a person has arranged among maps stays for the maps of the next spot.
+    const keeps = this.usual.layout === first.layout && this.view.panels.every((kind) => this.available.includes(kind));
+    this.usual = { ...this.usual, ...first };
+    if (!keeps) this.view = { ...this.view, ...first, plane: this.data.plane, solo: null };
+    if (!this.available.includes(this.view.solo)) this.view.solo = null;
+    const opening = this.layers.find((layer) => layer.key === "mst") || this.layers[0];
+    this.respace();
+    if (opening) this.index = this.brightest(opening);
+  }
+
+  // Takes what was found in the scan, in place of what was found before.
+  take(findings) {
+    this.taking = (this.taking ?? Promise.resolve()).then(() => this.takeNow(findings));
+    return this.taking;
+  }
+
+  async takeNow(findings) {
+    await this.read(findings);
+    if (this.stopper.signal.aborted) return;
+    this.data.notes = [...(this.data.ownNotes ??= this.data.notes), ...(findings.notes ?? [])];
+    this.explained = findings.layers?.length ? { center: findings.center } : null;
+    if (findings.spot) this.aim(findings.spot);
+    this.framed = true;
+    this.offer();
+    this.tables();
+    await this.rebuild();
+    this.root.removeAttribute("data-busy");
+  }
+
+  // Waits no longer for maps: there are none.
+  async settle() {
+    this.root.removeAttribute("data-busy");
+    this.ready();
+  }
+
+  // Tells where the models are to look, and shows the lesion's mask from the moment it is given.
+  async retarget({ spot, mask }) {
+    if (spot) this.aim(spot);
+    if (!this.layers.length) {
+      const had = Boolean(this.mask);
+      await this.read({ mask });
+      if (had || mask) {
+        this.offer();
+        this.tables();
+        await this.rebuild();
+      }
+    }
+    this.update();
+  }
+
+  aim(spot) {
+    this.spot = spot;
+    this.root.dataset.center = spot.center.map((v) => Math.round(v * 10) / 10).join(",");
+    // A spot that was clicked is where the crosshair is already.
+    const index = toVoxel(this.data.affine, spot.center).map((v, axis) => clamp(Math.round(v), 0, this.data.shape[axis] - 1));
+    if (!this.layers.length && index.some((v, axis) => Math.abs(v - this.index[axis]) > 1)) this.index = index;
+  }
+
+  async rebuild() {
+    this.solid.stop();
+    this.projection.stop();
+    const { shown } = this;
+    this.build();
+    this.arrange(true);
+    await this.arranging;
+    this.synced = null;
+    this.update();
+    this.draw();
+    await this.setView((shown === "2d" || this.layers.length ? shown : "2d").toUpperCase());
+    this.ready();
+  }
+
+  // Slices of full resolution have come: those in sight are drawn anew.
+  arrived(axis, first, count) {
+    for (const base of Object.values(this.bases)) {
+      if (this.spaces[base.plane].depth.axis === axis && base.slice >= first && base.slice < first + count) base.slice = -1;
+    }
+    if (this.controls) this.later();
+  }
+
   respace() {
-    this.spaces = Object.fromEntries(PLANES.map((plane) =>
-      [plane, geometry(plane, this.data.shape, this.data.spacing, this.view.convention === "neurological")]));
+    const neurological = this.view.convention === "neurological";
+    this.spaces = Object.fromEntries(PLANES.map((plane) => [plane, geometry(plane, this.data.shape, this.data.spacing, neurological)]));
+    this.box = this.box && boxed(this.box, this.data.spacing, neurological);
+    if (this.mask) Object.assign(this.mask, boxed(this.mask, this.data.spacing, neurological));
     this.bases = {};
     this.outlines = {}; // the mask's, of the slice that each plane shows
   }
 
   // The voxel with the most saliency in the slice that a model weighs most.
   brightest(layer) {
-    const space = this.spaces[this.data.plane];
+    const { box } = this;
+    const space = box.spaces[this.data.plane];
+    const { axis } = space.depth;
     let best = -1, index = this.index;
-    eachPixel(space, layer.top, (at, pixel) => {
+    eachPixel(space, clamp(layer.top - box.start[axis], 0, space.depth.count - 1), (at, pixel) => {
       if (layer.volume.codes[at] <= best) return;
       best = layer.volume.codes[at];
-      index = this.indexAt({ row: Math.floor(pixel / space.columns.count), column: pixel % space.columns.count, space }, layer.top);
+      const own = this.indexAt({ row: Math.floor(pixel / space.columns.count), column: pixel % space.columns.count, space }, 0);
+      index = own.map((v, a) => v + box.start[a]);
     });
-    return index;
+    return index.map((v, a) => (a === axis ? layer.top : v));
   }
 
   // ---- the view's state: everything that a link carries
@@ -132,9 +246,7 @@ export class Viewer {
   update() {
     const { root, slice, count } = this;
     Object.assign(root.dataset, { slice, plane: this.view.plane, count });
-    this.slider.max = count - 1;
-    this.slider.value = slice;
-    this.slider.setAttribute("aria-valuetext", `slice ${this.numberIn(this.view.plane, slice)}`);
+    this.controls.follow(slice, count);
     if (this.synced !== this.view) {
       this.syncs.forEach((sync) => sync(this.view));
       this.synced = this.view;
@@ -209,14 +321,14 @@ export class Viewer {
 
   tables() {
     const { view } = this;
-    this.gray = grayTable(this.scan, view.window);
+    this.gray = grayTable(this.source, view.window);
     this.grays = Uint32Array.from(this.gray, (g) => (0xff000000 | (g << 16) | (g << 8) | g) >>> 0);
     this.bases = {};
     this.colors = colorTable(COLORS[view.colors]);
     for (const layer of this.layers) {
       layer.now = layer.volume;
       if (view.map === "patches" && layer.patches) {
-        layer.spread ??= { ...layer.patches, codes: spread(layer.patches.codes, layer.patches.grid, this.data.shape) };
+        layer.spread ??= { ...layer.patches, codes: spread(layer.patches.codes, layer.patches.grid, this.box.shape) };
         layer.now = layer.spread;
       }
       layer.now.counts ??= this.count256(layer.now);
@@ -240,8 +352,8 @@ export class Viewer {
 
   // How often each code occurs within the models' region.
   count256({ codes }) {
-    const { shape, region } = this.data;
-    const [x, y, z] = shape.map((n, axis) => (region ? region[axis].map((at) => clamp(Math.round(at), 0, n)) : [0, n]));
+    const { start, shape } = this.box, { region } = this.data;
+    const [x, y, z] = shape.map((n, axis) => (region ? region[axis].map((at) => clamp(Math.round(at) - start[axis], 0, n)) : [0, n]));
     const counts = new Float64Array(256);
     for (let i = x[0]; i < x[1]; i++) for (let j = y[0]; j < y[1]; j++) {
       const row = (i * shape[1] + j) * shape[2];
@@ -299,7 +411,7 @@ export class Viewer {
   // A slice in grey, painted once for all panels of its plane: { canvas, words }.
   base(space) {
     const slice = this.index[space.depth.axis];
-    const kept = (this.bases[space.plane] ??= { canvas: document.createElement("canvas"), slice: -1 });
+    const kept = (this.bases[space.plane] ??= { plane: space.plane, canvas: document.createElement("canvas"), slice: -1 });
     if (kept.slice === slice) return kept;
     const { rows, columns } = space;
     if (!kept.pixels) {
@@ -308,7 +420,7 @@ export class Viewer {
       kept.words = new Uint32Array(kept.pixels.data.buffer);
       kept.context = kept.canvas.getContext("2d", { willReadFrequently: true });
     }
-    cut(space, slice, this.scan.codes, kept.words);
+    kept.exact = this.source.cut(space, slice, kept.words);
     const { words } = kept, { grays } = this;
     for (let i = 0; i < words.length; i++) words[i] = grays[words[i]];
     kept.context.putImageData(kept.pixels, 0, 0);
@@ -325,236 +437,19 @@ export class Viewer {
 
   build() {
     const { data } = this;
-    this.tabs = ["2D", "3D", "MIP"].map((name, i) =>
-      element("button", { type: "button", role: "tab", title: ["Slices", "Surfaces, with WebGL", "Maximum-intensity projection"][i], "aria-selected": String(i === 0), tabindex: i ? -1 : 0,
-        onclick: () => this.setView(name), onkeydown: (event) => this.switchTab(event) }, name));
-    const toolbar = element("div", { class: "mstv-toolbar" },
-      element("div", { class: "mstv-tabs", role: "tablist", "aria-label": "View" }, ...this.tabs),
-      this.buildPlanes(), this.buildWindow(),
-      this.layers.length ? this.buildOpacity() : null, this.layers.length ? this.buildThreshold() : null,
-      element("div", { class: "mstv-second" }, this.buildChips(), this.mask ? this.check("Outline", "outline", "Lesion outline") : null,
-        element("div", { class: "mstv-menus" }, this.buildDisplay(), this.buildSave(), this.buildHelp())));
-    this.panelRow = element("div", { class: "mstv-panels" });
-    this.slider = element("input", {
-      type: "range", min: 0, max: this.count - 1, step: 1, value: this.slice, class: "mstv-slider", "aria-label": "Slice",
-      "data-control": "slice", oninput: () => this.show(this.slider.valueAsNumber),
-    });
-    this.playButton = element("button", {
-      type: "button", class: "mstv-icon", "aria-label": "Play", onclick: () => this.play(!this.timer),
-    }, "▶");
+    this.syncs = [];
+    this.controls = new Controls(this);
+    this.chart = new Chart(this);
     this.readout = element("p", { class: "mstv-readout", "aria-live": "off" });
-    this.chart = element("canvas", { class: "mstv-chart", role: "img", "aria-label": "How much each model weighs each slice; click to go to a slice",
-      onclick: (event) => {
-        const box = this.chart.getBoundingClientRect();
-        this.show(Math.floor(((event.clientX - box.left) / box.width) * this.count));
-      } });
-    this.marker = element("div", { class: "mstv-marker" });
     this.flat = element("div", { class: "mstv-flat", role: "tabpanel", "aria-label": "Slices" }, this.panelRow);
-    const steer = element("div", { class: "mstv-steer" }, this.playButton,
-      element("div", { class: "mstv-track" }, this.slider,
-        this.layers.length ? element("div", { class: "mstv-chart-box" }, this.chart, this.marker) : null));
+    this.hereButton = apart(element("button", { type: "button", class: "mstv-here", title: "Explain the spot at the crosshair (Enter)", hidden: "",
+      onclick: () => this.explainHere() }, "Explain here"));
     this.solid = new Solid(this);
     this.projection = new Projection(this);
     const notes = data.notes.length
       ? element("ul", { class: "mstv-notes" }, ...data.notes.map((note) => element("li", {}, note))) : null;
-    this.root.replaceChildren(toolbar, this.flat, this.solid.node, this.projection.node, steer,
-      element("div", { class: "mstv-foot" }, this.readout, this.buildHotSpots()), ...(notes ? [notes] : []));
-  }
-
-  // A group of buttons of which one is pressed.
-  switches(label, choices, pressed, choose) {
-    const buttons = choices.map(([value, name, title]) =>
-      element("button", { type: "button", title, onclick: () => choose(value) }, name));
-    this.syncs.push((view) => buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(choices[i][0] === pressed(view)))));
-    return element("div", { class: "mstv-tabs mstv-only-2d", role: "group", "aria-label": label }, ...buttons);
-  }
-
-  // more: of the view that changes with the choice.
-  select(label, key, choices, more = {}) {
-    const input = element("select", { "aria-label": label, onchange: () => this.apply({ [key]: input.value, ...more[input.value] }) },
-      ...choices.map(([value, name]) => element("option", { value }, name)));
-    this.syncs.push((view) => { input.value = view[key]; });
-    return element("label", { class: "mstv-row" }, element("span", {}, label), input);
-  }
-
-  check(label, key, full = label) {
-    const input = element("input", { type: "checkbox", "aria-label": full, title: full, onchange: () => this.apply({ [key]: input.checked }) });
-    this.syncs.push((view) => { input.checked = view[key]; });
-    return element("label", { class: "mstv-check mstv-only-2d" }, input, label);
-  }
-
-  typed(label, get, set, step = "any") {
-    const input = element("input", { type: "number", step, "aria-label": label, onchange: () => {
-      if (Number.isFinite(input.valueAsNumber)) set(input.valueAsNumber);
-      this.syncs.forEach((sync) => sync(this.view));
-    } });
-    this.syncs.push(() => { const value = get(); if (input.valueAsNumber !== value) input.value = value; });
-    return element("label", { class: "mstv-row" }, element("span", {}, label), input);
-  }
-
-  buildPlanes() {
-    return this.switches("Plane", [["axial", "Axial", "Axial slices (A)"], ["coronal", "Coronal", "Coronal slices (C)"],
-      ["sagittal", "Sagittal", "Sagittal slices (S)"], ["three", "All", "All three planes (T)"]],
-    (view) => (view.layout === "three" ? "three" : view.plane),
-    (value) => (value === "three" ? this.apply({ layout: "three", cross: true }) : this.apply({ layout: "one", plane: value })));
-  }
-
-  buildWindow() {
-    const input = element("select", { "aria-label": "Display window", onchange: () => this.apply({ window: this.windows[Number(input.value)].slice(1) }) },
-      ...this.windows.map(([name], i) => element("option", { value: i }, name)), element("option", { value: -1, hidden: "" }, "Own"));
-    this.syncs.push(({ window: [low, high] }) => {
-      input.value = this.windows.findIndex(([, l, h]) => Math.abs(l - low) < 1e-6 && Math.abs(h - high) < 1e-6);
-    });
-    return element("label", { class: "mstv-select mstv-only-2d" }, element("span", {}, "Window"), input);
-  }
-
-  buildOpacity() {
-    const out = element("output", {});
-    const input = element("input", { type: "range", min: 0, max: 100, "aria-label": "Opacity", "data-control": "opacity",
-      oninput: () => this.apply({ opacity: input.valueAsNumber / 100 }) });
-    this.syncs.push(({ opacity }) => {
-      input.value = Math.round(opacity * 100);
-      out.textContent = `${input.value}%`;
-      input.setAttribute("aria-valuetext", out.textContent);
-    });
-    return element("label", { class: "mstv-range mstv-only-2d" }, element("span", {}, "Opacity"), input, out);
-  }
-
-  // One slider, whatever the threshold goes by.
-  buildThreshold() {
-    const name = element("span", {}), out = element("output", {});
-    const most = Math.max(...this.layers.map((layer) => layer.max), 1e-12);
-    const scales = {
-      threshold: ["Show top", 0.1, 100, 0.1, (v) => 100 * (1 - v), (s) => 1 - s / 100, (v) => `${Number((100 * (1 - v)).toPrecision(3))}%`],
-      maximum: ["Above", 0, 100, 1, (v) => 100 * v, (s) => s / 100, (v) => `${Math.round(100 * v)}% of max.`],
-      value: ["Above", 0, most, most / 500, (v) => v, (s) => s, (v) => v.toPrecision(2)],
-    };
-    const input = element("input", { type: "range", "data-control": "threshold", oninput: () => {
-      const { by } = this.view;
-      this.apply({ [by]: Number(scales[by][5](input.valueAsNumber).toPrecision(6)) });
-    } });
-    this.syncs.push((view) => {
-      const [label, low, high, step, to, , words] = scales[view.by];
-      Object.assign(input, { min: low, max: high, step });
-      input.value = to(view[view.by]);
-      name.textContent = label;
-      out.textContent = words(view[view.by]);
-      input.setAttribute("aria-label", view.by === "threshold" ? label : "Show above");
-      input.setAttribute("aria-valuetext", out.textContent);
-    });
-    return element("label", { class: "mstv-range" }, name, input, out);
-  }
-
-  // A button and what it opens; Escape and a press elsewhere close it.
-  menu(name, title, content, icon = false) {
-    const button = element("button", { type: "button", "aria-expanded": "false", ...(icon ? { class: "mstv-icon", "aria-label": title, title } : {}),
-      onclick: () => open(box.hidden) }, name);
-    const box = element("div", { class: "mstv-popover", hidden: "", role: "group", "aria-label": title }, ...content);
-    const open = (on) => {
-      if (on) this.closeMenu?.();
-      box.hidden = !on;
-      button.setAttribute("aria-expanded", String(on));
-      this.closeMenu = on ? () => open(false) : null;
-    };
-    const whole = element("div", { class: "mstv-menu" }, button, box);
-    document.addEventListener("pointerdown", (event) => {
-      if (!box.hidden && !whole.contains(event.target)) open(false);
-    }, { signal: this.stopper.signal });
-    whole.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || box.hidden) return;
-      event.stopPropagation();
-      open(false);
-      button.focus();
-    });
-    whole.toggle = () => open(box.hidden);
-    return whole;
-  }
-
-  buildDisplay() {
-    const level = () => (this.view.window[0] + this.view.window[1]) / 2, width = () => this.view.window[1] - this.view.window[0];
-    const tidy = (v) => Number(v.toPrecision(6));
-    const set = (l, w) => this.apply({ window: [l - Math.max(w, 1e-3) / 2, l + Math.max(w, 1e-3) / 2] });
-    const unit = this.data.unit ? ` (${this.data.unit})` : "";
-    const maps = this.layers.length ? [
-      element("h3", {}, "Saliency"),
-      this.select("Colours", "colors", Object.keys(COLORS).map((name) => [name, name])),
-      this.select("Colour scale", "scale", [["own", "Each map's own"], ["shared", "One for both"], ["paper", "Paper: 0.995 to 0.999"]],
-        // The paper's figures hide what lies below the scale's lower end.
-        { paper: { by: "threshold", threshold: PAPER_QUANTILES[0] } }),
-      this.select("Threshold by", "by", [["maximum", "Part of maximum"], ["threshold", "Quantile"], ["value", "Value"]]),
-      this.typed("Threshold", () => tidy(this.view[this.view.by]), (v) =>
-        this.apply({ [this.view.by]: this.view.by === "value" ? Math.max(v, 0) : clamp(v, 0, 1) })),
-      this.layers.some((layer) => layer.patches)
-        ? this.select("Map", "map", [["smooth", "Smooth"], ["patches", "Model's own patches"]]) : null,
-      this.select("Drawn as", "style", [["filled", "Colours"], ["contours", "Contours"], ["both", "Colours and contours"]]),
-    ] : [];
-    const reset = element("button", { type: "button", onclick: () => { this.apply({ ...this.usual, plane: this.view.plane }); this.whole(); } }, "Reset the view");
-    const menu = this.menu("Display ▾", "Display", [
-      ...maps,
-      element("h3", {}, "Scan"),
-      this.typed(`Level${unit}`, () => tidy(level()), (v) => set(v, width())),
-      this.typed(`Width${unit}`, () => tidy(width()), (v) => set(level(), v)),
-      this.select("Orientation", "convention", [["radiological", "Radiological"], ["neurological", "Neurological"]]),
-      this.check("Crosshair", "cross"), reset,
-    ]);
-    menu.classList.add("mstv-only-2d");
-    return menu;
-  }
-
-  buildSave() {
-    const said = element("p", { role: "status" });
-    const act = (name, task) => element("button", { type: "button", onclick: async ({ currentTarget: button }) => {
-      button.disabled = true;
-      try {
-        said.textContent = (await task((text) => { said.textContent = text; })) || "";
-      } catch (error) {
-        console.error(error);
-        said.textContent = `That did not work: ${error.message || error}`;
-      }
-      button.disabled = false;
-    } }, name);
-    const animation = act("Animation (GIF)", (tell) => saveAnimation(this, tell));
-    animation.classList.add("mstv-only-2d");
-    return this.menu("Save ▾", "Save or share the view", [
-      act("Picture (PNG)", () => savePicture(this)),
-      animation, act("Copy link", () => this.copyLink()), said,
-    ]);
-  }
-
-  async copyLink() {
-    this.remember();
-    const address = location.href.split("#")[0] + this.link();
-    try {
-      await navigator.clipboard.writeText(address);
-      return "Link copied. It holds the view, not the scan.";
-    } catch {
-      return `Copy this link: ${address}`;
-    }
-  }
-
-  buildHelp() {
-    this.help = this.menu("?", "Keys", [element("table", { class: "mstv-keys" }, element("tbody", {}, ...KEYS.map(([keys, text]) =>
-      element("tr", {}, element("td", {}, ...keys.map((key) => element("kbd", {}, key))), element("td", {}, text)))))], true);
-    this.help.classList.add("mstv-help");
-    return this.help;
-  }
-
-  buildChips() {
-    const chips = this.available.map((kind) => {
-      const chip = element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[kind] ?? MODEL_COLORS.both}`,
-        onclick: () => this.togglePanel(kind) }, this.names[kind]);
-      this.syncs.push(({ panels, solo }) => chip.setAttribute("aria-pressed", String(solo ? solo === kind : panels.includes(kind))));
-      return chip;
-    });
-    return element("div", { class: "mstv-chips mstv-only-2d", role: "group", "aria-label": "Panels" }, element("span", {}, "Panels"), ...chips);
-  }
-
-  buildHotSpots() {
-    if (!this.layers.length) return null;
-    this.spotSaid = element("span", { role: "status" });
-    return element("div", { class: "mstv-spots", role: "group", "aria-label": "Next hot spot" }, this.spotSaid, element("span", {}, "Next hot spot"),
-      ...this.layers.map((layer) => element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[layer.key]}`,
-        "data-hot-spot": layer.key, onclick: () => this.nextSpot(layer) }, this.nameOf(layer))));
+    this.root.replaceChildren(this.controls.toolbar(), this.flat, this.solid.node, this.projection.node, this.controls.steering(),
+      element("div", { class: "mstv-foot" }, this.readout, this.controls.hotSpots()), ...(notes ? [notes] : []));
   }
 
   // ---- panels
@@ -571,6 +466,12 @@ export class Viewer {
     const { view } = this;
     const kinds = view.solo ? [view.solo] : view.panels;
     const wanted = kinds.flatMap((kind) => (view.layout === "three" ? PLANES : [null]).map((plane) => [kind, plane]));
+    // Another spot's maps are other layers: their panels are made anew.
+    for (const panel of this.panels.filter((p) => p.layer && !this.layers.includes(p.layer) || !this.available.includes(p.kind))) {
+      this.Plotly.purge(panel.plot);
+      panel.node.remove();
+      this.panels.splice(this.panels.indexOf(panel), 1);
+    }
     const missing = wanted.filter(([kind, plane]) => !this.panels.some((panel) => panel.kind === kind && panel.fixed === plane))
       .map(([kind, plane]) => new Panel(this, kind, plane));
     if (missing.length) {
@@ -583,12 +484,13 @@ export class Viewer {
       panel.node.hidden = !wanted.some(([kind, plane]) => panel.kind === kind && panel.fixed === plane);
       panel.only.setAttribute("aria-pressed", String(Boolean(view.solo)));
     }
+    this.panelRow.toggleAttribute("data-planes", view.layout === "three" && kinds.length === 1);
     this.columns(wanted.length);
     await Promise.all(missing.map((panel) => panel.start()));
     if (turned) await Promise.all(this.panels.filter((panel) => !missing.includes(panel)).map((panel) => panel.turn()));
     missing.forEach((panel) => panel.drawBar());
     await Promise.all(this.panels.filter((panel) => !panel.node.hidden).map((panel) => panel.resize()));
-    this.drawChart();
+    this.chart.draw();
   }
 
   columns(count) {
@@ -654,8 +556,8 @@ export class Viewer {
     const inside = this.root.contains(target) || this.root.matches(":hover");
     if (!inside || event.ctrlKey || event.metaKey || event.altKey) return;
     const own = target.closest?.("input, select, textarea, [contenteditable]");
-    if (own && own.type !== "checkbox" && !(own === this.slider && !/^Arrow/.test(event.key))) return;
-    if (event.key === "?") this.help.toggle();
+    if (own && own.type !== "checkbox" && !(own === this.controls.slider && !/^Arrow/.test(event.key))) return;
+    if (event.key === "?") this.controls.help.toggle();
     else if (event.key === "Escape" && this.closeMenu) this.closeMenu();
     else if (event.key === " ") {
       if (own?.type === "checkbox" || target.closest?.("button")) return;
@@ -666,6 +568,7 @@ export class Viewer {
 
   // Whether a key meant something.
   steer(event) {
+    if (event.shiftKey && this.shown === "2d" && /^Arrow/.test(event.key)) { this.nudge(event.key); return true; }
     const to = {
       ArrowRight: this.slice + 1, ArrowDown: this.slice + 1, ArrowLeft: this.slice - 1, ArrowUp: this.slice - 1,
       PageDown: this.slice + 5, PageUp: this.slice - 5, Home: 0, End: this.count - 1,
@@ -684,30 +587,19 @@ export class Viewer {
     else if (key === "n" && this.layers.length) this.nextSpot(this.layers[event.shiftKey ? this.layers.length - 1 : 0]);
     else if (key === "+" || key === "=") panel.zoom(1 / 1.2);
     else if (key === "-") panel.zoom(1.2);
-    else if (key === "0") this.whole();
+    else if (key === "0") {
+      this.framed = !this.framed;
+      this.home();
+    } else if (key === "enter" && this.live) this.explainHere();
     else if (/^[1-9]$/.test(key) && this.windows[key - 1]) this.apply({ window: this.windows[key - 1].slice(1) });
     else return false;
     return true;
   }
 
-  // Within the tabs, left and right change the tab and not the slice.
-  switchTab(event) {
-    if (!/^Arrow(Left|Right)$/.test(event.key)) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const { tabs } = this;
-    const by = event.key === "ArrowRight" ? 1 : tabs.length - 1;
-    const other = tabs[(tabs.indexOf(event.currentTarget) + by) % tabs.length];
-    other.focus();
-    this.setView(other.textContent);
-  }
-
   play(on) {
     clearInterval(this.timer);
     this.timer = on ? setInterval(() => this.show((this.slice + 1) % this.count), PLAY_MS) : null;
-    if (!this.playButton) return;
-    this.playButton.textContent = on ? "❚❚" : "▶";
-    this.playButton.setAttribute("aria-label", on ? "Pause" : "Play");
+    this.controls?.playing(on);
   }
 
   show(slice) {
@@ -727,16 +619,67 @@ export class Viewer {
     this.update();
   }
 
+  // A voxel that a person points at. As long as nothing is explained it is where the models are to look.
+  pointAt(index) {
+    this.goTo(index, true);
+    if (this.live && !this.layers.length) this.tell("mst-center");
+  }
+
+  // Moves the crosshair within the slice, as the arrow points on the screen.
+  nudge(key) {
+    const { rows, columns } = this.space;
+    const line = /Left|Right/.test(key) ? columns : rows;
+    const by = (/Right|Down/.test(key) ? 1 : -1) * (line.flip ? -1 : 1);
+    this.pointAt(this.index.map((v, axis) => (axis === line.axis ? clamp(v + by, 0, line.count - 1) : v)));
+  }
+
+  // Whether the crosshair is at another spot than what is shown was made for.
+  get elsewhere() {
+    if (!this.live || !this.view.cross || !this.explained?.center) return false;
+    const here = toWorld(this.data.affine, this.index);
+    return Math.hypot(...here.map((v, axis) => v - this.explained.center[axis])) > ELSEWHERE_MM;
+  }
+
+  // The button that explains the crosshair's spot, beside the crosshair in the first panel of the plane that is worked in.
+  placeHere() {
+    const button = this.hereButton;
+    const panel = this.shown === "2d" && this.live && this.view.cross && (this.elsewhere || !this.layers.length)
+      ? this.panels.find((p) => !p.node.hidden && p.at && p.space === this.space) : null;
+    const at = panel?.spotOnFrame();
+    button.hidden = !at;
+    if (!at) return;
+    if (button.parentElement !== panel.frame) panel.frame.append(button);
+    const { clientWidth, clientHeight } = panel.frame;
+    const right = at.x + 20 + button.offsetWidth > clientWidth, low = at.y > clientHeight - 50;
+    button.style.transform = `translate(${at.x + (right ? -14 : 14)}px, ${at.y + (low ? -14 : 14)}px) translate(${right ? -100 : 0}%, ${low ? -100 : 0}%)`;
+  }
+
+  explainHere() {
+    if (!this.view.cross) this.apply({ cross: true });
+    this.tell("mst-explain");
+  }
+
+  // Tells the page about the crosshair's place, in millimetres.
+  tell(name) {
+    const center = toWorld(this.data.affine, this.index).map((v) => Math.round(v * 10) / 10);
+    const [x, y, z] = center;
+    if (this.spot) this.spot = { ...this.spot, center };
+    this.root.dataset.center = `${x},${y},${z}`;
+    this.root.dispatchEvent(new CustomEvent(name, { bubbles: true, detail: { x, y, z } }));
+    this.later();
+  }
+
   nextSpot(layer) {
     const { volume } = layer;
     const spots = (this.spots[layer.key] ??= {
-      at: -1, list: hotSpots(volume.codes, this.data.shape, this.data.spacing, { least: Math.round(255 * SMALLEST_HOT_SPOT) }) });
+      at: -1, list: hotSpots(volume.codes, this.box.shape, this.data.spacing, { least: Math.round(255 * SMALLEST_HOT_SPOT) })
+        .map(({ index, code }) => ({ index: index.map((v, axis) => v + this.box.start[axis]), code })) });
     const name = this.nameOf(layer);
-    if (!spots.list.length) { this.spotSaid.textContent = `${name}: no hot spot, the map is zero`; return; }
+    if (!spots.list.length) { this.controls.spotSaid.textContent = `${name}: no hot spot, the map is zero`; return; }
     spots.at = (spots.at + 1) % spots.list.length;
     const { index, code } = spots.list[spots.at];
     this.goTo(index, true);
-    this.spotSaid.textContent = `${name} ${spots.at + 1} of ${spots.list.length}: ${Math.round((100 * code) / 255)}% of its maximum`;
+    this.controls.spotSaid.textContent = `${name} ${spots.at + 1} of ${spots.list.length}: ${Math.round((100 * code) / 255)}% of its maximum`;
   }
 
   // Dragged to the right the window gets wider, dragged up it moves to brighter values.
@@ -767,12 +710,33 @@ export class Viewer {
       .finally(() => { this.following = false; });
   }
 
-  whole() {
+  // What a plane's frames show: the region with some context, or the whole slice; [x, y] in millimetres, y downwards.
+  framing(space, { clientWidth, clientHeight }) {
+    const { rows, columns } = space, { region } = this.data;
+    const width = columns.count * columns.mm, height = rows.count * rows.mm;
+    // A report's slices end where this would.
+    if (!region || !this.framed || !this.live) return [[0, width], [height, 0]];
+    const [x, y] = [columns, rows].map((line) => {
+      const ends = region[line.axis].map((v) => (line.flip ? line.count - v : v) * line.mm);
+      const low = Math.min(...ends), high = Math.max(...ends);
+      const margin = CONTEXT * (high - low);
+      return [low - margin, high + margin];
+    });
+    const ratio = clientWidth / clientHeight || width / height;
+    const [w, h] = [x[1] - x[0], y[1] - y[0]];
+    /** @param {number[]} ends @param {number} by */
+    const grow = (ends, by) => [ends[0] - by / 2, ends[1] + by / 2];
+    return w / h < ratio ? [grow(x, h * ratio - w), y.reverse()] : [x, grow(y, w / ratio - h).reverse()];
+  }
+
+  // Frames the region, or the whole slice.
+  home() {
     const planes = new Set();
     for (const panel of this.panels) {
       if (panel.node.hidden || planes.has(panel.space)) continue;
       planes.add(panel.space);
-      this.Plotly.relayout(panel.plot, { "xaxis.range": [0, panel.width], "yaxis.range": [panel.height, 0] });
+      const [x, y] = this.framing(panel.space, panel.frame);
+      this.Plotly.relayout(panel.plot, { "xaxis.range": x, "yaxis.range": y });
     }
   }
 
@@ -793,7 +757,8 @@ export class Viewer {
   draw() {
     if (this.shown === "2d") this.panels.forEach((panel) => panel.draw());
     else this.bodies.forEach((body) => body.move());
-    this.drawMarker();
+    this.chart.mark();
+    this.placeHere();
     this.say(this.pointer);
     this.root.dataset.drawn = this.slice;
   }
@@ -837,75 +802,15 @@ export class Viewer {
   }
 
   // What lies at a voxel: [name, value] of the scan and of each map.
-  values([i, j, k]) {
-    const place = (i * this.data.shape[1] + j) * this.data.shape[2] + k;
-    const value = this.scan.value(this.scan.codes[place]);
+  values(index) {
+    const value = this.source.value(this.source.at(index, this.space.depth.axis));
     const gray = Math.abs(value) < 10 && value % 1 ? value.toFixed(2) : String(Math.round(value));
-    const maps = this.layers.map((layer) => [this.nameOf(layer),
-      `${layer.now.value(layer.now.codes[place]).toPrecision(2)} (${Math.round((layer.now.codes[place] / 255) * 100)}% of max.)`]);
-    return [["Intensity", `${gray} ${this.data.unit}`.trim()], ...maps];
-  }
-
-  // A model's weight of each slice; across its own slices, the map's maximum in each.
-  profile(layer) {
-    if (this.view.plane === this.data.plane) return layer.profile;
-    layer.maxima ??= {};
-    return (layer.maxima[this.view.plane] ??= this.slicesMaxima(layer.volume, this.spaces[this.view.plane]));
-  }
-
-  slicesMaxima({ codes, value }, space) {
-    const values = new Uint8Array(space.rows.count * space.columns.count);
-    return Array.from({ length: space.depth.count }, (_, slice) => value(cut(space, slice, codes, values).reduce((most, v) => Math.max(most, v), 0)));
-  }
-
-  drawChart() {
-    if (!this.layers.length) return;
-    const box = this.chart.getBoundingClientRect();
-    const ratio = window.devicePixelRatio || 1;
-    const width = Math.round(box.width * ratio);
-    const height = Math.round(box.height * ratio);
-    if (!width) return;
-    if (this.chart.width !== width || this.chart.height !== height) Object.assign(this.chart, { width, height });
-    const context = this.chart.getContext("2d");
-    const { text, line, card } = theme(this.root);
-    context.clearRect(0, 0, width, height);
-    const step = width / this.count;
-    const lane = height / this.layers.length;
-    this.layers.forEach((layer, i) => {
-      const profile = this.profile(layer);
-      const most = Math.max(...profile, 1e-12);
-      const top = this.view.plane === this.data.plane ? layer.top : profile.indexOf(most);
-      const bottom = (i + 1) * lane - 1;
-      context.fillStyle = line;
-      context.fillRect(0, bottom, width, 1);
-      profile.forEach((weight, s) => {
-        const bar = (weight / most) * (lane - 4 * ratio);
-        context.fillStyle = MODEL_COLORS[layer.key] || text;
-        context.globalAlpha = s === top ? 1 : 0.55;
-        context.fillRect(s * step + 0.12 * step, bottom - bar, 0.76 * step, bar);
-      });
-      context.globalAlpha = 1;
-      context.fillStyle = text;
-      context.font = `${11 * ratio}px system-ui, sans-serif`;
-      const name = this.nameOf(layer);
-      context.strokeStyle = card;
-      context.lineWidth = 4 * ratio;
-      context.lineJoin = "round";
-      // At the end where it hides less of the bars.
-      const covered = Math.ceil((context.measureText(name).width + 6 * ratio) / step);
-      const right = Math.max(...profile.slice(-covered)) < Math.max(...profile.slice(0, covered));
-      context.textAlign = right ? "right" : "left";
-      const x = right ? width - 3 * ratio : 3 * ratio;
-      context.strokeText(name, x, bottom - lane + 12 * ratio);
-      context.fillText(name, x, bottom - lane + 12 * ratio);
+    const place = this.layers.length ? placeIn(this.box, index) : -1;
+    const maps = this.layers.map((layer) => {
+      const code = place < 0 ? 0 : layer.now.codes[place];
+      return [this.nameOf(layer), `${layer.now.value(code).toPrecision(2)} (${Math.round((code / 255) * 100)}% of max.)`];
     });
-    this.drawMarker();
-  }
-
-  // The current slice in the chart: a box that is moved, so that the bars need no drawing anew.
-  drawMarker() {
-    this.marker.style.left = `${(100 * (this.slice + 0.5)) / this.count}%`;
-    this.marker.style.width = `max(4px, ${100 / this.count}%)`;
+    return [["Intensity", `${gray} ${this.data.unit}`.trim()], ...maps];
   }
 
   resize() {
@@ -917,12 +822,12 @@ export class Viewer {
         this.columns(shown.length);
         shown.forEach((panel) => panel.resize());
       }
-      this.drawChart();
+      this.chart.draw();
     });
   }
 
   recolor() {
-    this.drawChart();
+    this.chart.draw();
     this.solid.recolor();
   }
 
@@ -948,10 +853,44 @@ export class Viewer {
       // Never a blank panel: what needs no WebGL takes the place of what does.
       projection.node.hidden = !["3d", "mip"].includes(this.shown) || (this.shown === "3d" && solid.ready);
     }
-    if (!projection.node.hidden) projection.open();
+    if (!projection.node.hidden) await projection.open();
     if (this.shown !== "2d") return;
     this.panels.filter((panel) => !panel.node.hidden).forEach((panel) => panel.resize());
     this.draw();
+  }
+
+  // What 3D and projection show: the region with its context, or the whole scan: a box of the grid, with all volumes on it.
+  async volume() {
+    const { data, source } = this;
+    const { region, shape } = data;
+    if (!region && !source.whole) {
+      // The overview stands for a whole scan that was not sent; nothing lies over it but the mask.
+      const { overview } = source;
+      const affine = data.affine.map((row) => [...row.slice(0, 3).map((v, axis) => v * overview.factors[axis]), row[3]]);
+      const shift = toWorld(data.affine, overview.factors.map((f) => (f - 1) / 2));
+      [0, 1, 2].forEach((r) => { affine[r][3] = shift[r]; });
+      return { start: [0, 0, 0], factors: overview.factors, shape: overview.shape, spacing: data.spacing.map((s, axis) => s * overview.factors[axis]), affine,
+        scan: { codes: overview.codes, top: source.top }, bodies: [] };
+    }
+    const low = [0, 0, 0], high = shape.slice();
+    if (region && this.live) {
+      region.forEach(([from, to], axis) => {
+        const margin = Math.ceil(CONTEXT * (to - from));
+        low[axis] = clamp(Math.floor(from) - margin, 0, shape[axis] - 1);
+        high[axis] = clamp(Math.ceil(to) + margin, low[axis] + 1, shape[axis]);
+      });
+    }
+    const box = { start: low, shape: high.map((n, axis) => n - low[axis]) };
+    const origin = toWorld(data.affine, low);
+    const affine = data.affine.map((row, r) => (r < 3 ? [...row.slice(0, 3), origin[r]] : row));
+    const on = (codes, from) => onBox(codes, from, box);
+    return {
+      ...box, factors: [1, 1, 1], spacing: data.spacing, affine, scan: { codes: await source.block(box), top: source.top },
+      bodies: [
+        ...this.layers.map((layer) => ({ key: layer.key, layer, volume: { codes: on(layer.volume.codes, this.box), top: 255 } })),
+        ...(this.mask ? [{ key: "mask", layer: null, volume: { codes: on(this.mask.codes, this.mask), top: 255 } }] : []),
+      ],
+    };
   }
 
   // What is shown instead of the slices; the projection also stands in for a 3D view that cannot be drawn.
@@ -967,6 +906,7 @@ export class Viewer {
     this.solid?.stop();
     this.projection?.stop();
     cancelAnimationFrame(this.frame);
+    this.source.stop();
     clearTimeout(this.linking);
     cancelAnimationFrame(this.lookFrame);
     this.panels.forEach((panel) => this.Plotly?.purge(panel.plot));

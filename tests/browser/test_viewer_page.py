@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
-from viewing import ORIGIN, PREDICTION, SHAPE, current, layers, marked_scan, picture
+from viewing import PREDICTION, SHAPE, current, layers, marked_scan, picture
 
-from mst.viewer import Layer, head_html, locator_html, report_html, viewer_payload
+from mst.viewer import Layer, report_html, viewer_payload
 
 pytestmark = pytest.mark.browser
 
@@ -209,20 +209,3 @@ def test_damaged_data_gives_a_message_not_a_blank(page: Page, tmp_path: Path) ->
     path.write_text(report_html(PREDICTION, payload, title="A report"), encoding="utf-8")
     page.goto(path.as_uri())
     expect(page.locator("[data-testid=viewer] [role=alert]")).to_contain_text("could not be drawn")
-
-
-def test_a_click_in_the_locator_gives_millimetres(page: Page, tmp_path: Path) -> None:
-    locator = locator_html(marked_scan(), window=(-1000, 200), unit="HU", center=None, box_mm=(10, 10, 10))
-    path = tmp_path / "l.html"
-    path.write_text(f"<!doctype html><html><head>{head_html('x.js')}</head><body>{locator}</body></html>")
-    page.goto(path.as_uri())
-    page.wait_for_selector("[data-testid=locator][data-ready=true]")
-    page.evaluate("addEventListener('mst-center', (e) => { window.heard = e.detail; })")
-    box = page.locator("[data-plane=axial] canvas").bounding_box()
-    assert box
-    # A quarter from the left: three quarters of the way to the patient's right.
-    page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
-    heard = page.evaluate("window.heard")
-    assert heard["x"] == pytest.approx(ORIGIN[0] + 0.75 * 40 - 0.5, abs=0.4)
-    assert heard["y"] == pytest.approx(ORIGIN[1] + 0.5 * 30 - 0.5, abs=0.4)
-    assert heard["z"] == pytest.approx(ORIGIN[2] + 9.5 * 2, abs=0.4)

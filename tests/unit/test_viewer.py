@@ -10,8 +10,8 @@ from mst.preprocess import locate
 from mst.scans import Scan
 from mst.scans.boxes import on_box
 from mst.tasks import Grid
-from mst.viewer import Layer, NativeMap, viewer_html, viewer_payload
-from mst.viewer.payload import locator_payload, unpack
+from mst.viewer import Layer, NativeMap, scan_payload, viewer_html, viewer_payload
+from mst.viewer.payload import unpack
 from mst.viewer.scripts import HERE, MODULES, script
 
 
@@ -59,7 +59,7 @@ def test_a_payload_stays_below_two_and_a_half_megabytes(shape: tuple[int, int, i
     payload = viewer_payload(scan, maps, plane="axial", window=(-1350, 150), unit="HU")
     # Slices, surfaces and projection are all made from this.
     assert len(viewer_html(payload)) <= 2_500_000
-    small = locator_payload(scan, window=(-1350, 150), unit="HU", center=(0, 0, 0), box_mm=(48, 48, 48))
+    small = scan_payload(scan, plane="axial", window=(-1350, 150), unit="HU")
     assert len(json.dumps(small)) <= 2_500_000
 
 
