@@ -15,6 +15,8 @@ LABELS = {"mst": "Medical Slice Transformer", "resnet": "3D ResNet"}
 SHORT_LABELS = {"mst": "MST", "resnet": "3D ResNet"}
 # Of models whose place has another one's short name.
 SHORT_TITLES = {"Medical Slice Transformer with a 2D ResNet": "MST (2D ResNet)"}
+# On a screen, over a scan's grey and on a light or dark page: they differ for every colour vision.
+COLORS = {"mst": "#2aa6a8", "resnet": "#e08e2b", "scan": "#8a94a6", "mask": "#4ade80", "both": "#d05ce3"}
 METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 
 # A map is first shown from this part of its own maximum up: in the viewer, both reports and the DICOM segmentation.
@@ -62,6 +64,12 @@ def one_seen(lesion: str, probability: float) -> str:
 def unlike(phrases: Sequence[str]) -> str:
     """In what a region is unlike those that a model was trained on."""
     return f"Unlike what the model was trained on, so trust it less: {'; '.join(phrases)}."
+
+
+def finds(lesion: str, share: float, middle: float | None) -> str:
+    """How often a model's map was found to lie on the lesion, and the middle of the region, which sees nothing."""
+    beside = "" if middle is None else f" (the region's middle: {percent(middle)})"
+    return f"Tested off-centre, its map peaks in the {lesion} {percent(share)} of the time{beside}."
 
 
 def between(label: str, low: float, high: float, shift_mm: float, folds: int) -> str:

@@ -10,13 +10,13 @@ from mst.findings import Finding
 from mst.results import agreement, answer_notes, answer_warnings
 from mst.scans import Scan
 from mst.tasks import Task
-from mst.words import DISCLAIMER, DOUBTFUL, LABELS, LONGEST_NAME, METHOD_LABELS, clipped
+from mst.words import COLORS, DISCLAIMER, DOUBTFUL, LABELS, LONGEST_NAME, METHOD_LABELS, clipped, finds
 
 HEADER = f"""
 <header class="mst-header">
   <div>
     <h1>Medical Slice Transformer</h1>
-    <p>Two deep-learning models read the same 3D scan. See which slice and which spot each of them looked at.</p>
+    <p>Two models read the same 3D scan: see which slice and which spot each looked at.</p>
   </div>
   <p class="mst-disclaimer" role="note">{escape(DISCLAIMER)}</p>
 </header>
@@ -45,6 +45,7 @@ EMPTY = """
 """
 
 
+_TOP = ' class="mst-top"'
 OPENING = '<section class="mst-empty" role="status"><p>Opening an example</p></section>'
 
 
@@ -101,7 +102,7 @@ def no_checkpoint(task: Task) -> str:
 
 
 def prediction_cards(task: Task, results: Mapping[str, Finding], warnings: Sequence[str] = ()) -> str:
-    """Both models' probabilities as bars, with the checkpoint's name and its measured AUC, and how they agree.
+    """What the models say, on one axis from the first class to the last, then a card a model with what it rests on.
 
     The answer of a model that sees nothing to classify is dimmed and says so, and the other's is not.
 
@@ -120,10 +121,28 @@ def prediction_cards(task: Task, results: Mapping[str, Finding], warnings: Seque
     return f"""
 <section class="mst-predictions{" mst-doubtful" if doubtful else ""}" aria-label="Predictions">
   <div class="mst-question"><h2>{escape(task.question)}</h2>{_warned(warnings)}
-  <p>{verdict} {escape(first.spot.text)}</p></div>
+  <p class="mst-verdict">{verdict}</p>
+  {_axis(task, results)}
+  <p>{escape(first.spot.text)}</p></div>
   <div class="mst-cards">{cards}</div>
 </section>
 """
+
+
+def _axis(task: Task, results: Mapping[str, Finding]) -> str:
+    """All answers beside each other: each a dot on its own line between the two classes, with its range."""
+    low, high = task.classes
+    lanes = "".join(
+        f'<div class="mst-lane{"" if result.lesion_seen else " mst-doubtful"}" data-model="{name}" role="meter" '
+        f'aria-label="{escape(result.title or LABELS[name])}: {escape(high)}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{100 * result.probabilities[high]:.0f}" style="--key:{COLORS[name]}">'
+        f'{_range(result, high)}<b style="left:{100 * result.probabilities[high]:.1f}%"></b></div>'
+        for name, result in results.items()
+    )
+    return (
+        f'<div class="mst-axis">{lanes}<div class="mst-ends" aria-hidden="true"><span>{escape(low)}</span>'
+        f"<span>50%</span><span>{escape(high)}</span></div></div>"
+    )
 
 
 def _warned(warnings: Sequence[str]) -> str:
@@ -140,7 +159,7 @@ def _range(result: Finding, label: str) -> str:
 
 def _missing(name: str) -> str:
     return (
-        f'<article class="mst-card"><h3>{escape(LABELS[name])}</h3>'
+        f'<article class="mst-card" style="--key:{COLORS[name]}"><h3>{escape(LABELS[name])}</h3>'
         "<p>No checkpoint at hand for this study.</p></article>"
     )
 
@@ -148,22 +167,10 @@ def _missing(name: str) -> str:
 def _card(name: str, task: Task, result: Finding, doubtful: bool) -> str:
     warnings = answer_warnings(task, result)
     notes = "".join(f"<p>{escape(note)}</p>" for note in answer_notes(task, result))
-    bars = "".join(
-        f'<div class="mst-bar{" mst-bar-top" if label == result.prediction else ""}">'
-        f"<span>{escape(label)}</span>"
-        f'<div class="mst-track" role="meter" aria-label="{escape(label)}" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{100 * p:.0f}"><div style="width:{100 * p:.1f}%"></div>{_range(result, label)}</div>'
-        f"<b>{100 * p:.1f}%</b></div>"
+    classes = "".join(
+        f"<span{_TOP if label == result.prediction else ''}>{escape(label)} <b>{100 * p:.1f}%</b></span>"
         for label, p in result.probabilities.items()
     )
-    auc = result.validation.get("auc")
-    if isinstance(auc, int | float):
-        interval = result.validation.get("auc_ci95")
-        spread = f" (95% CI {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-        protocol = escape(clipped(result.validation.get("protocol", "")))
-        measured = f'<span title="{protocol}">Measured AUC <strong>{auc:.2f}</strong>{spread}</span>'
-    else:
-        measured = "<span>No measured AUC comes with this checkpoint</span>"
     metrics = ""
     if result.metrics:
         hit = "lies" if result.metrics["pointing_game"] else "does not lie"
@@ -174,14 +181,30 @@ def _card(name: str, task: Task, result: Finding, doubtful: bool) -> str:
             f"the most weighted slice {top} the lesion.</p>"
         )
     return f"""
-<article class="mst-card{" mst-doubtful" if warnings else ""}" data-model="{name}">
+<article class="mst-card{" mst-doubtful" if warnings else ""}" data-model="{name}" style="--key:{COLORS[name]}">
   <h3>{escape(result.title or LABELS[name])}</h3>
   {f'<strong class="mst-doubt">{escape(DOUBTFUL)}</strong>' if doubtful else ""}
   {_warned(warnings)}
-  {bars}
+  <p class="mst-classes">{classes}</p>
   {notes}
-  <p class="mst-meta"><span>Checkpoint <code>{escape(result.checkpoint)}</code></span>{measured}
+  <p class="mst-meta">{_trust(task, result)}</p>
+  <p class="mst-meta"><span><code>{escape(result.checkpoint)}</code></span>
   <span>{escape(METHOD_LABELS[result.map.method])} in {result.seconds:.2f} s</span></p>
   {metrics}
 </article>
 """
+
+
+def _trust(task: Task, result: Finding) -> str:
+    """How good the model was found to be, and how often its map lies on what it should."""
+    known = result.validation
+    auc = known.get("auc")
+    if not isinstance(auc, int | float):
+        return "<span>No measured AUC comes with this checkpoint</span>"
+    interval = known.get("auc_ci95")
+    spread = f" (95% CI {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    protocol = escape(clipped(known.get("protocol", "")))
+    told = f'<span title="{protocol}">Measured AUC <strong>{auc:.2f}</strong>{spread}</span>'
+    if known.get("pointing_off_centre") is not None:
+        told += f"<span>{escape(finds(task.lesion, known['pointing_off_centre'], known.get('pointing_middle')))}</span>"
+    return told

@@ -46,7 +46,7 @@ def build_explore_page(app: gr.Blocks) -> None:
             # Open: what is closed is not in the page, and the viewer writes the spot into this field.
             with gr.Accordion("Where to look", open=True):
                 center = gr.Textbox(
-                    label="Centre of the region, X, Y, Z in mm (RAS)",
+                    label="Centre, X, Y, Z in mm (RAS)",
                     placeholder="click in the scan, or leave empty for its centre",
                     elem_id="center",
                 )
@@ -204,7 +204,9 @@ def _given(
     def read(values: dict[Any, Any], request: gr.Request) -> tuple[Inputs, str]:
         given = {name: values[field] for name, field in fields.items()}
         given.update(
-            files=tuple(given["files"] or ()), pre=tuple(given["pre"] or ()), center=(given["center"] or "").strip()
+            files=tuple(given["files"] or ()),
+            pre=tuple(given["pre"] or ()),
+            center=(given["center"] or "").strip(),
         )
         return Inputs(**given), events.session_of(request)
 

@@ -168,9 +168,9 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
     """metrics.json of a checkpoint folder or hub repository; {} where there is none.
 
     Returns:
-        As it is in the file. Whatever the project reads of it has been checked: "auc" (0 to 1, or None), "auc_ci95"
-        (two such numbers, or None), "protocol" (text), "seconds" (None, or the "median" time of an answer on so many
-        "cpu_cores").
+        As it is in the file. Whatever the project reads of it has been checked: "auc", "pointing_off_centre" and
+        "pointing_middle" (0 to 1, or None), "auc_ci95" (two such numbers, or None), "protocol" (text), "seconds"
+        (None, or the "median" time of an answer on so many "cpu_cores").
 
     Raises:
         CheckpointError: it is not what it should be.
@@ -186,8 +186,9 @@ def checkpoint_metrics(source: str | Path) -> dict[str, Any]:
         except (OSError, ValueError, httpx2.HTTPError):
             return {}  # the weights may be used without figures
     metrics = _read_object(path, called)
-    if not (metrics.get("auc") is None or _is_share(metrics["auc"])):
-        raise _damaged_metrics(called, "auc is not a number from 0 to 1")
+    for share in ("auc", "pointing_off_centre", "pointing_middle"):
+        if not (metrics.get(share) is None or _is_share(metrics[share])):
+            raise _damaged_metrics(called, f"{share} is not a number from 0 to 1")
     interval = metrics.get("auc_ci95")
     if interval is not None and not (
         isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))

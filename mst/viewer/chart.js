@@ -1,7 +1,6 @@
 // How much each model weighs each slice, under the slider.
 import { cut } from "./slices.js";
 import { element, theme } from "./page.js";
-import { MODEL_COLORS } from "./panel.js";
 
 export class Chart {
   constructor(viewer) {
@@ -59,7 +58,7 @@ export class Chart {
       context.fillRect(0, bottom, width, 1);
       profile.forEach((weight, s) => {
         const bar = (weight / most) * (lane - 4 * ratio);
-        context.fillStyle = MODEL_COLORS[layer.key] || text;
+        context.fillStyle = viewer.colorOf(layer.key);
         context.globalAlpha = s === top ? 1 : 0.55;
         context.fillRect(s * step + 0.12 * step, bottom - bar, 0.76 * step, bar);
       });

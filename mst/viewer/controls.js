@@ -1,7 +1,6 @@
 // The viewer's controls: toolbar, menus, slider. Each shows what `viewer.view` says and changes it by `viewer.apply`.
 import { COLORS, clamp } from "./slices.js";
 import { element } from "./page.js";
-import { MODEL_COLORS } from "./panel.js";
 import { saveAnimation, savePicture } from "./save.js";
 
 export const PAPER_QUANTILES = [0.995, 0.999]; // of the colour scale in the paper's figures
@@ -29,9 +28,10 @@ export class Controls {
     const maps = viewer.layers.length > 0;
     return element("div", { class: "mstv-toolbar" },
       element("div", { class: "mstv-tabs", role: "tablist", "aria-label": "View" }, ...viewer.tabs),
-      this.buildPlanes(), this.buildWindow(), maps ? this.buildOpacity() : null, maps ? this.buildThreshold() : null,
-      element("div", { class: "mstv-second" }, viewer.available.length > 1 ? this.buildChips() : null, viewer.mask ? this.check("Outline", "outline", "Lesion outline") : null,
-        element("div", { class: "mstv-menus" }, this.buildDisplay(), this.buildSave(), this.buildHelp())));
+      this.buildPlanes(), this.buildWindow(), element("div", { class: "mstv-menus" }, this.buildDisplay(), this.buildSave(), this.buildHelp()),
+      viewer.available.length > 1 ? element("div", { class: "mstv-second" }, this.buildChips(),
+        viewer.mask ? this.check("Outline", "outline", "Lesion outline") : null,
+        maps ? element("div", { class: "mstv-sliders" }, this.buildOpacity(), this.buildThreshold()) : null) : null);
   }
 
   // Play, the slider, and each model's weights under it.
@@ -238,19 +238,19 @@ export class Controls {
 
   buildChips() {
     const chips = this.viewer.available.map((kind) => {
-      const chip = element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[kind] ?? MODEL_COLORS.both}`,
+      const chip = element("button", { type: "button", class: "mstv-key", style: `--key:${this.viewer.colorOf(kind)}`,
         onclick: () => this.viewer.togglePanel(kind) }, this.viewer.names[kind]);
       this.viewer.syncs.push(({ panels, solo }) => chip.setAttribute("aria-pressed", String(solo ? solo === kind : panels.includes(kind))));
       return chip;
     });
-    return element("div", { class: "mstv-chips mstv-only-2d", role: "group", "aria-label": "Panels" }, element("span", {}, "Panels"), ...chips);
+    return element("div", { class: "mstv-chips mstv-only-2d", role: "group", "aria-label": "Panels" }, ...chips);
   }
 
   hotSpots() {
     if (!this.viewer.layers.length) return null;
     this.spotSaid = element("span", { role: "status" });
     return element("div", { class: "mstv-spots", role: "group", "aria-label": "Next hot spot" }, this.spotSaid, element("span", {}, "Next hot spot"),
-      ...this.viewer.layers.map((layer) => element("button", { type: "button", class: "mstv-key", style: `--key:${MODEL_COLORS[layer.key]}`,
+      ...this.viewer.layers.map((layer) => element("button", { type: "button", class: "mstv-key", style: `--key:${this.viewer.colorOf(layer.key)}`,
         "data-hot-spot": layer.key, onclick: () => this.viewer.nextSpot(layer) }, this.viewer.nameOf(layer))));
   }
 

@@ -2,7 +2,6 @@
 import { borders, clamp, contour, cut, framed, meet, toVoxel } from "./slices.js";
 import { element } from "./page.js";
 
-export const MODEL_COLORS = { mst: "#2aa6a8", resnet: "#e08e2b", scan: "#8a94a6", mask: "#4ade80", both: "#d05ce3" };
 const TITLES = { scan: "Scan", mask: "Lesion mask", difference: "Difference of the maps", agreement: "Agreement of the maps" };
 const EXPLAIN = {
   difference: "Each map is divided by its own maximum; then the ResNet's is subtracted from the MST's.",
@@ -32,17 +31,16 @@ export class Panel {
     this.name = element("strong", { title: EXPLAIN[kind] ?? this.title }, this.title);
     this.badge = this.layer && (!plane || plane === viewer.data.plane)
       ? element("button", { type: "button", class: "mstv-badge", title: "Go to the slice that this model weighs most",
-          onclick: () => viewer.showTop(this.layer) }, `Top slice ${viewer.numberIn(viewer.data.plane, this.layer.top)}`)
+          onclick: () => viewer.showTop(this.layer) },
+        "Top ", element("span", { class: "mstv-word" }, "slice "), String(viewer.numberIn(viewer.data.plane, this.layer.top)))
       : null;
     this.only = element("button", { type: "button", class: "mstv-icon mstv-only", "aria-label": `Only this panel: ${this.title}`,
       title: "One large panel", "aria-pressed": "false", onclick: () => viewer.toggleSolo(kind) }, "⤢");
     this.node = element("figure", { class: "mstv-panel", "data-panel": kind, ...(plane ? { "data-view-plane": plane } : {}) },
       element("figcaption", {},
-        element("span", { class: "mstv-dot", style: `--key:${MODEL_COLORS[kind] ?? MODEL_COLORS.both}` }),
-        this.name, this.only),
+        element("span", { class: "mstv-dot", style: `--key:${this.viewer.colorOf(kind)}` }),
+        this.name, this.badge, this.only),
       this.frame, this.buildScale());
-    // Over the slice: a caption has no room for it where panels are narrow.
-    if (this.badge) this.frame.append(apart(this.badge));
     this.image = document.createElement("canvas");
     // Drawn by the processor: pixels are made here for every slice, and a trip to the graphics card and back
     // costs more than it saves.
@@ -65,7 +63,7 @@ export class Panel {
     if (this.kind === "agreement") {
       const key = (color, text) => element("span", { class: "mstv-key", style: `--key:${color}` }, text);
       this.overlap = element("span", {});
-      return element("div", { class: "mstv-scale mstv-legend" }, ...this.viewer.pair.map((layer) => key(MODEL_COLORS[layer.key], this.onlyOf(layer))), key(MODEL_COLORS.both, "both"), this.overlap);
+      return element("div", { class: "mstv-scale mstv-legend" }, ...this.viewer.pair.map((layer) => key(this.viewer.colorOf(layer.key), this.onlyOf(layer))), key(this.viewer.colorOf("both"), "both"), this.overlap);
     }
     if (!this.layer && this.kind !== "difference") return element("div", { class: "mstv-scale" });
     this.bar = element("canvas", { class: "mstv-bar", width: 256, height: 1, "aria-hidden": "true" });
@@ -384,13 +382,13 @@ export class Panel {
       return (i) => table[codes[i]];
     }
     if (kind === "mask") {
-      const codes = this.codesOf(met, viewer.mask), fill = rgba(rgb(MODEL_COLORS.mask), 0.3 * viewer.view.opacity);
+      const codes = this.codesOf(met, viewer.mask), fill = rgba(rgb(this.viewer.colorOf("mask")), 0.3 * viewer.view.opacity);
       return (i) => (codes[i] > 127 ? fill : 0);
     }
     const [mst, resnet] = viewer.pair;
     const a = this.codesOf(met, mst.now), b = this.codesOf(met, resnet.now, "b");
     if (kind === "difference") return (i) => viewer.differences[255 + a[i] - b[i]];
-    const colors = [0, ...["mst", "resnet", "both"].map((name) => rgba(rgb(MODEL_COLORS[name]), viewer.view.opacity))];
+    const colors = [0, ...["mst", "resnet", "both"].map((name) => rgba(rgb(this.viewer.colorOf(name)), viewer.view.opacity))];
     return (i) => colors[+(a[i] >= mst.cut) | (+(b[i] >= resnet.cut) << 1)];
   }
 
@@ -466,7 +464,7 @@ export class Panel {
       }
       Object.assign(kept, { slice: this.here, lines });
     }
-    this.stroke(context, kept.lines, MODEL_COLORS.mask, 1.6);
+    this.stroke(context, kept.lines, this.viewer.colorOf("mask"), 1.6);
   }
 
   // The chosen place, with a gap that leaves it visible.

@@ -16,7 +16,7 @@ import numpy as np
 
 from mst.scans import Scan
 from mst.scans.boxes import on_box
-from mst.words import DISCLAIMER, LONGEST_NAME, SHOWN_FROM, clipped
+from mst.words import COLORS, DISCLAIMER, LONGEST_NAME, SHOWN_FROM, clipped
 
 Plane = Literal["axial", "coronal", "sagittal"]
 SLICE_AXIS: dict[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -383,6 +383,7 @@ def _head(
         "layers": [],
         "mask": None,
         "shownFrom": SHOWN_FROM,
+        "colors": COLORS,
         "disclaimer": DISCLAIMER,
     }
 

@@ -1,7 +1,7 @@
 // The light alternative to 3D: a maximum-intensity projection that turns round the head-foot axis, on a canvas, without WebGL.
 import { clamp, contour } from "./slices.js";
 import { element } from "./page.js";
-import { MODEL_COLORS, rgb, rgba } from "./panel.js";
+import { rgb, rgba } from "./panel.js";
 
 const MOST_CELLS = 128; // along the longest side: a projection then takes a few milliseconds
 const DRAG_DEGREES = 0.5; // for each pixel
@@ -133,7 +133,7 @@ export class Projection {
       onclick: () => this.turn(!this.turning) }, "⟳");
     this.node.append(
       element("div", { class: "mstv-solid-keys", role: "group", "aria-label": "Shown in the projection" },
-        toggle("scan", "Scan", "#9aa3b2"), ...this.bodies.map(({ key }) => toggle(key, viewer.bodyName(key), MODEL_COLORS[key])),
+        toggle("scan", "Scan", "#9aa3b2"), ...this.bodies.map(({ key }) => toggle(key, viewer.bodyName(key), this.viewer.colorOf(key))),
         element("span", { class: "mstv-key mstv-key-line" }, "Current slice")),
       this.frame,
       element("div", { class: "mstv-projection-steer" }, this.turner, this.slider,
@@ -233,7 +233,7 @@ export class Projection {
     const [low, high] = this.range;
     const tints = this.bodies.filter(({ key, layer }) => layer && !hidden.has(key)).map(({ key, layer, seen, most }) => {
       const from = Math.min(layer.cut, 255) / 255;
-      return { seen, color: rgb(MODEL_COLORS[key] || "#ffffff"), none: layer.cut > 255, from: from * most, span: Math.max(1 - from, 1e-3) * most };
+      return { seen, color: rgb(this.viewer.colorOf(key)), none: layer.cut > 255, from: from * most, span: Math.max(1 - from, 1e-3) * most };
     });
     for (let u = 0; u < width; u++) for (let z = 0; z < height; z++) {
       const at = u * height + z;
@@ -260,7 +260,7 @@ export class Projection {
       const level = body.most * (body.layer ? body.layer.cut / 255 : 0.5);
       for (let u = 0; u < width; u++) for (let z = 0; z < height; z++) rows[(height - 1 - z) * width + u] = body.seen[u * height + z];
       const lines = contour(rows, height, width, level - 0.5).map((v, i) => v * (i % 2 ? sy : sx));
-      this.stroke(context, lines, MODEL_COLORS[body.key] || "#fff", 1.6);
+      this.stroke(context, lines, this.viewer.colorOf(body.key), 1.6);
     }
   }
 

@@ -1,6 +1,5 @@
 // Takes the view along: a picture (PNG) and an animation through the slices (GIF), made in the browser.
 import { element, theme } from "./page.js";
-import { MODEL_COLORS } from "./panel.js";
 import { Gif } from "./gif.js";
 
 const GAP = 12, CAPTION = 26, SCALE = 24, FOOT = 44;
@@ -70,8 +69,8 @@ export function compose(viewer, unit) {
       write(panel.high.textContent, left + width, y + height + 16, { size: 12, color: SOFT, align: "right" });
     } else if (panel.overlap) {
       let at = left;
-      for (const [color, text] of [...viewer.pair.map((layer) => [MODEL_COLORS[layer.key], panel.onlyOf(layer)]),
-        [MODEL_COLORS.both, "both"], ["", panel.overlap.textContent]]) {
+      for (const [color, text] of [...viewer.pair.map((layer) => [viewer.colorOf(layer.key), panel.onlyOf(layer)]),
+        [viewer.colorOf("both"), "both"], ["", panel.overlap.textContent]]) {
         if (color) write("●", at, y + height + 16, { color, size: 12 });
         write(text, at + (color ? 14 : 0), y + height + 16, { size: 12, color: SOFT });
         at += context.measureText(text).width + 26;

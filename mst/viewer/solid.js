@@ -1,7 +1,6 @@
 // The 3D view: the scan, both maps and the mask as translucent surfaces, with the current slice's plane. It needs WebGL.
 import { clamp, otsu, toWorld } from "./slices.js";
 import { element, theme } from "./page.js";
-import { MODEL_COLORS } from "./panel.js";
 
 const MOST_CELLS = 34; // along an axis: a surface of 34 x 34 x 34 cells turns smoothly without a graphics card
 const SCAN_COLOR = "#9aa3b2", SLICE_COLOR = "#4c8dff";
@@ -66,7 +65,7 @@ export class Solid {
       const values = coarse.values[1 + i];
       body.most = values.reduce((most, v) => Math.max(most, v), 0);
       body.level = body.layer ? this.level(body) : this.maskLevel(body);
-      traces.push(surface(values, body.level, MODEL_COLORS[body.key] || "#fff", body.key === "mask" ? 0.42 : 0.5, viewer.bodyName(body.key)));
+      traces.push(surface(values, body.level, viewer.colorOf(body.key), body.key === "mask" ? 0.42 : 0.5, viewer.bodyName(body.key)));
     });
     this.sliceTraces = [traces.length, traces.length + 1];
     const corners = this.corners();
@@ -84,7 +83,7 @@ export class Solid {
         Plotly.restyle(this.plot, { visible: on }, [trace]);
       } }, name);
     const keys = element("div", { class: "mstv-solid-keys", role: "group", "aria-label": "Shown in 3D" },
-      toggle("Scan surface", SCAN_COLOR, 0), ...bodies.map((body, i) => toggle(viewer.bodyName(body.key), MODEL_COLORS[body.key], 1 + i)),
+      toggle("Scan surface", SCAN_COLOR, 0), ...bodies.map((body, i) => toggle(viewer.bodyName(body.key), viewer.colorOf(body.key), 1 + i)),
       element("span", { class: "mstv-key mstv-key-line" }, "Current slice"));
     this.node.append(keys, plot);
     // A phone's tall frame shows less to the sides: the scan is seen from farther away.

@@ -9,7 +9,7 @@ import {
 import { Chart } from "./chart.js";
 import { Controls, PAPER_QUANTILES } from "./controls.js";
 import { element, fail, loadPlotly } from "./page.js";
-import { MODEL_COLORS, Panel, apart, rgb, rgba } from "./panel.js";
+import { Panel, apart, rgb, rgba } from "./panel.js";
 import { PLANES, ScanSource } from "./source.js";
 import { Solid } from "./solid.js";
 import { Projection } from "./projection.js";
@@ -39,13 +39,14 @@ export class Viewer {
     this.available = ["scan"];
     this.names = { ...SHORT };
     this.usual = {
-      plane: payload.plane, layout: "three", panels: ["scan"], solo: null,
+      plane: payload.plane, layout: this.live ? "three" : "one", panels: ["scan"], solo: null,
       by: "maximum", threshold: 0.9, maximum: payload.shownFrom, value: 0, scale: "own", map: "smooth", style: "filled", colors: "Viridis", opacity: 0.6,
-      window: payload.window.slice(), convention: "radiological", cross: true, outline: true,
+      window: payload.window.slice(), convention: "radiological", cross: this.live, outline: true,
     };
     this.view = { ...this.usual };
     this.index = payload.shape.map((n) => Math.floor(n / 2));
     this.shown = "2d";
+    this.compares = false; // maps, beside each other
     this.framed = true; // the region fills the frames, where there is one; else the whole slice
     this.panels = [];
     this.panelRow = element("div", { class: "mstv-panels" });
@@ -66,6 +67,7 @@ export class Viewer {
   // In a page, where another spot can be explained; a report is what it is.
   get live() { return Boolean(this.data.key); }
   nameOf({ key }) { return this.names[key] || key; }
+  colorOf(key) { return this.data.colors[key] ?? this.data.colors.both; }
   bodyName(key) { return key === "mask" ? SHORT.mask : `${this.nameOf({ key })} map`; }
   get pair() { return ["mst", "resnet"].map((key) => this.layers.find((layer) => layer.key === key)); }
 
@@ -126,7 +128,8 @@ export class Viewer {
     const panels = this.available.filter((kind) => !COMPARED.test(kind));
     const first = compares ? { layout: "one", panels, cross: false } : { layout: "three", panels: ["scan"], cross: true };
     // What a person has arranged among maps stays for the maps of the next spot.
-    const keeps = this.usual.layout === first.layout && this.view.panels.every((kind) => this.available.includes(kind));
+    const keeps = this.compares === compares && this.view.panels.every((kind) => this.available.includes(kind));
+    this.compares = compares;
     this.usual = { ...this.usual, ...first };
     if (!keeps) this.view = { ...this.view, ...first, plane: this.data.plane, solo: null };
     if (!this.available.includes(this.view.solo)) this.view.solo = null;
@@ -344,7 +347,7 @@ export class Viewer {
     for (let d = -255; d <= 255; d++) {
       const part = Math.abs(d) / 255;
       const alpha = part < 0.08 ? 0 : view.opacity * Math.min(1, 0.2 + 1.1 * part);
-      this.differences[255 + d] = rgba(rgb(MODEL_COLORS[d > 0 ? "mst" : "resnet"]), alpha);
+      this.differences[255 + d] = rgba(rgb(this.colorOf(d > 0 ? "mst" : "resnet")), alpha);
     }
     this.shared = null;
     this.panels.forEach((panel) => panel.drawBar());

@@ -11,7 +11,7 @@ import numpy as np
 import plotly
 import pytest
 from playwright.sync_api import Page, expect
-from viewing import ORIGIN, SHAPE, colourful, coarse_layers, current, marked_scan, picture, settle, viewer_of
+from viewing import ORIGIN, SHAPE, coarse_layers, colourful, current, marked_scan, picture, settle, viewer_of
 
 from mst.scans import Scan
 from mst.viewer import (
@@ -76,7 +76,8 @@ class Site:
         page.goto(f"http://127.0.0.1:{self.server.server_address[1]}/")
         page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=30_000)
         page.evaluate(
-            "for (const name of ['mst-center', 'mst-explain']) addEventListener(name, (e) => { window.heard = [name, e.detail]; })"
+            "for (const name of ['mst-center', 'mst-explain'])"
+            " addEventListener(name, (e) => { window.heard = [name, e.detail]; })"
         )
 
 
@@ -104,6 +105,22 @@ def take(page: Page, layers: list[Layer] | None = None) -> None:
     )
     put(page, found_html(found))
     page.wait_for_selector("[data-testid=viewer][data-ready=true] [data-panel=mst] .js-plotly-plot")
+
+
+def reach(page: Page, expression: str) -> Any:
+    """Something of the page's viewer, which a page itself does not tell."""
+    return page.evaluate(
+        f"""() => new Promise((resolve) => {{
+          const {{ prototype }} = MstViewer.Viewer, {{ draw }} = prototype;
+          prototype.draw = function () {{
+            prototype.draw = draw;
+            draw.call(this);
+            const viewer = this;
+            resolve({expression});
+          }};
+          document.querySelector('.mstv-slider').dispatchEvent(new Event('input', {{ bubbles: true }}));
+        }})"""
+    )
 
 
 def frame(page: Page, plane: str, panel: str = "scan") -> dict[str, float]:
@@ -186,18 +203,7 @@ def test_a_map_lies_on_the_same_voxels_as_in_a_report(page: Page, show: Callable
     take(page, [Layer("mst", "MST: attention", hot, start=(2, 3, 4))])
     assert current(page) == 5
     for index in ([6, 5, 5], [5, 5, 5], [6, 5, 4]):
-        values = page.evaluate(
-            """(index) => {
-              let found;
-              const original = MstViewer.Viewer.prototype.values;
-              MstViewer.Viewer.prototype.say = function () { found = original.call(this, index); };
-              dispatchEvent(new Event('resize'));
-              const box = document.querySelector('.mstv-slider');
-              box.dispatchEvent(new Event('input', { bubbles: true }));
-              return found;
-            }""",
-            index,
-        )
+        values = reach(page, f"viewer.values({index})")
         assert ("100%" in dict(values)["MST"]) is (index == [6, 5, 5])
 
 
@@ -208,7 +214,7 @@ def test_another_spot_is_offered_once_the_crosshair_is_elsewhere(
     chosen = viewer_of(page).get_attribute("data-center")
     take(page)
     expect(page.get_by_role("button", name="Explain here")).to_be_hidden()
-    box = page.locator("[data-panel=scan] .mstv-frame").bounding_box()
+    box = page.locator("[data-panel=scan]:visible .mstv-frame").bounding_box()
     assert box
     click(page, dict(box), 0.4, 0.4)
     expect(page.get_by_role("button", name="Explain here")).to_be_visible()
@@ -238,7 +244,8 @@ def test_the_maps_of_another_spot_take_the_place_of_those_before(
 def test_zero_shows_the_whole_slice_and_the_region_again(page: Page, show: Callable[..., Site]) -> None:
     show(marked_scan())
     take(page)
-    spans = "(() => { const { xaxis } = document.querySelector('[data-panel=scan] .js-plotly-plot')._fullLayout; return xaxis.range[1] - xaxis.range[0]; })()"
+    axis = "document.querySelector('[data-panel=scan]:not([hidden]) .js-plotly-plot')._fullLayout.xaxis"
+    spans = f"({axis}.range[1] - {axis}.range[0])"
     close = page.evaluate(spans)
     viewer_of(page).hover()
     page.keyboard.press("0")
@@ -246,13 +253,11 @@ def test_zero_shows_the_whole_slice_and_the_region_again(page: Page, show: Calla
     assert page.evaluate(spans) == pytest.approx(SHAPE[0], rel=0.02)
     page.keyboard.press("0")
     page.wait_for_function(f"{spans} < {SHAPE[0]} - 1")
-    assert page.evaluate(spans) == pytest.approx(close)
+    assert page.evaluate(spans) == pytest.approx(close, rel=0.02)
 
 
 def test_a_mask_is_drawn_from_the_moment_it_is_given(page: Page, show: Callable[..., Site]) -> None:
     show(marked_scan())
-    green = "(p) => p[1] > p[0] + 60"
-    assert green
     mask = np.zeros(SHAPE, bool)
     mask[28:40, 18:30, 9:12] = True
     middle = (13.0, 63.0, -80.0)
@@ -279,23 +284,15 @@ def test_a_large_scan_is_sharpened_by_the_slices_that_come_into_sight(
     page.wait_for_function("MstViewer && document.querySelector('.mst-viewer').dataset.ready === 'true'")
     expect(page.locator(".mstv-readout")).to_contain_text("Slice 21 of 40")
     want = int(voxels[120, 100, 20])
-    value = """() => new Promise((resolve) => {
-      const original = MstViewer.Viewer.prototype.say;
-      const look = setInterval(() => dispatchEvent(new Event('resize')), 50);
-      MstViewer.Viewer.prototype.say = function (at) {
-        original.call(this, at);
-        if (!this.bases.axial?.exact) return;
-        clearInterval(look);
-        MstViewer.Viewer.prototype.say = original;
-        resolve([this.source.value(this.source.at([120, 100, 20], 2)), this.source.value(this.source.at([0, 329, 20], 2))]);
-      };
-      const slider = document.querySelector('.mstv-slider');
-      slider.dispatchEvent(new Event('input', { bubbles: true }));
-    })"""
-    page.wait_for_function(
-        "performance.getEntriesByType('resource').some((e) => e.name.includes('/slices/2/16/'))"
-    )
-    assert page.evaluate(value) == [want, int(voxels[0, 329, 20])]
+    for axis in (0, 1, 2):
+        page.wait_for_function(
+            f"performance.getEntriesByType('resource').some((e) => e.name.includes('/slices/{axis}/') && e.responseEnd)"
+        )
+    place = "viewer.source.value(viewer.source.at([{}, {}, 20], 2))"
+    page.wait_for_function("document.querySelector('.mst-viewer').dataset.ready === 'true'")
+    assert reach(page, place.format(120, 100)) == want
+    assert reach(page, place.format(0, 329)) == int(voxels[0, 329, 20])
+    assert reach(page, "viewer.base(viewer.spaces.axial).exact") is True
     # Three planes, a block each and what comes next: never the whole scan.
     assert {axis for axis, _, _ in site.asked} == {0, 1, 2}
     assert all(count <= 8 for _, _, count in site.asked)
