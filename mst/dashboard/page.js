@@ -52,18 +52,30 @@
     answers.toggleAttribute("data-stale", text !== "");
     viewers().forEach((root) => root.toggleAttribute("data-stale", text !== ""));
   };
+  // The address names the example that is open, so that a link or a reload opens it again; nothing names a scan of one's own.
+  const addressed = (files) => {
+    const name = files?.length === 1 ? files[0].orig_name ?? files[0].path?.split("/").pop() ?? "" : "";
+    const example = /^simulated-chest-([a-z-]+)\.nii\.gz$/.exec(name)?.[1];
+    const address = new URL(location.href);
+    const before = address.searchParams.get("example");
+    if (!files?.length || (before ?? undefined) === example) return;
+    if (example) address.searchParams.set("example", example);
+    else address.searchParams.set("example", "none");
+    history.replaceState(history.state, "", address);
+  };
   window.mstPage = {
     // The run button was pressed.
     asks: (...inputs) => { asked = now = keyOf(inputs); wait(); mark(); return []; },
     // A field was changed, by a person or by the page, which drops a run that is under way.
     changes: (...inputs) => {
+      addressed(inputs[0]);
       now = keyOf(inputs);
       if (now !== asked) release();
       mark();
       return [];
     },
     // The page opened with answers, which are to what its fields now say.
-    adopts: (...inputs) => { asked = made = now = keyOf(inputs); mark(); return []; },
+    adopts: (...inputs) => { addressed(inputs[0]); asked = made = now = keyOf(inputs); mark(); return []; },
     // No answer will come.
     releases: () => { release(); return []; },
   };

@@ -5,10 +5,10 @@ and in a file opened offline alike.
 """
 
 from mst.viewer.html import found_html, head_html, report_html, settle_html, spot_html, viewer_html
+from mst.viewer.packing import SliceStream
 from mst.viewer.payload import (
     Layer,
     NativeMap,
-    SliceStream,
     findings_payload,
     is_sent_whole,
     mask_payload,

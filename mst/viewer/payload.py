@@ -6,8 +6,6 @@ holds both at once, of the region and some context alone (`viewer_payload`).
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +14,7 @@ import numpy as np
 
 from mst.scans import Scan
 from mst.scans.boxes import on_box
+from mst.viewer.packing import SliceStream, gray, numbers, packed, shrink
 from mst.words import COLORS, DISCLAIMER, LONGEST_NAME, SHOWN_FROM, clipped
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -23,43 +22,9 @@ SLICE_AXIS: dict[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 MARGIN = 0.2  # context shown round the region, as a part of its size on each side
 MAX_BYTES = 2_500_000  # of one payload, as text
 MAX_VOXELS = 4_000_000  # more is not worth trying to fit
-MIN_LEVELS = 100  # grey levels that 8 bits must leave within the first window
 MAX_EXACT_VOXELS = 1_700_000  # more in 16 bits would not fit
 MAX_OVERVIEW_SIDE = 160
 MAX_OVERVIEW_VOXELS = 1_800_000  # 2.4 MB where noise leaves nothing to compress
-
-
-class SliceStream:
-    """Slices of a canonical scan in 16 bits, as a viewer asks for them.
-
-    Attributes:
-        low, high: intensities of the first and the last code. Whole numbers stay as they are.
-    """
-
-    def __init__(self, voxels: np.ndarray) -> None:
-        self._voxels = voxels
-        # Slice by slice: a whole CT needs no second array of its size.
-        ends = [(float(part.min()), float(part.max())) for part in map(_numbers, voxels)]
-        self.low, self.high = min(low for low, _ in ends), max(high for _, high in ends)
-        if self.high - self.low < 65_535 and all(
-            np.array_equal(p, np.rint(p)) for p in map(_numbers, voxels)
-        ):
-            self.high = self.low + 65_535
-        elif self.high <= self.low:
-            self.high = self.low + 1.0
-
-    def block(self, axis: int, first: int, count: int) -> bytes:
-        """Slices as `_packed` packs them, always as differences: zlib of [slices, the other two axes in order].
-
-        Raises:
-            IndexError: the scan has no such slices.
-        """
-        if axis not in (0, 1, 2) or count < 1 or not 0 <= first <= self._voxels.shape[axis] - count:
-            raise IndexError(f"no slices {first} to {first + count} along axis {axis}")
-        taken = np.moveaxis(self._voxels, axis, 0)[first : first + count]
-        codes = _codes(_numbers(taken), 16, self.low, self.high)
-        # Sent once and to one viewer: time counts more than bytes.
-        return zlib.compress(_planes(_steps(codes)), 1)
 
 
 @dataclass(frozen=True)
@@ -155,10 +120,10 @@ def viewer_payload(
     while np.prod([n // f for n, f in zip(voxels.shape, factors, strict=True)]) > MAX_VOXELS:
         factors = _coarser(factors, voxels.shape, scan.spacing)
     while True:
-        small = _shrink(voxels, factors)
+        small = shrink(voxels, factors)
         # Noise leaves little to compress: what is far too large in 16 bits need not be tried.
         grays = [16, 8] if small.size < MAX_EXACT_VOXELS else [8]
-        shrunk = [_shrink(volume, factors) for volume in volumes]
+        shrunk = [shrink(volume, factors) for volume in volumes]
         maps = {
             coarse: [
                 _mask(layer, volume > 0.5)
@@ -175,10 +140,10 @@ def viewer_payload(
             ]
             for coarse in (1, 2)
         }
-        packed = {bits: _gray(small, bits, spans) for bits in grays}
+        graded = {bits: gray(small, bits, spans) for bits in grays}
         for bits, coarse in [(bits, coarse) for bits in grays for coarse in (1, 2)]:
-            gray, sent = packed[bits], maps[coarse]
-            size = len(gray["data"]) + sum(len(e["data"]) for e in sent) + spare
+            shades, sent = graded[bits], maps[coarse]
+            size = len(shades["data"]) + sum(len(e["data"]) for e in sent) + spare
             if size <= MAX_BYTES:
                 break
         else:
@@ -208,7 +173,7 @@ def viewer_payload(
         "first": [int(start) for start, _ in box],
         "factors": factors,
         "region": region,
-        "scan": gray,
+        "scan": shades,
         "layers": [entry for entry in sent if entry["key"] != "mask"],
         "mask": next((entry for entry in sent if entry["key"] == "mask"), None),
         "notes": notes,
@@ -248,7 +213,7 @@ def scan_payload(
     if stream is None and is_sent_whole(scan):
         voxels = _finite(scan.voxels, "The scan", notes)
         sent = next(
-            (g for g in (_gray(voxels, bits, spans) for bits in (16, 8)) if len(g["data"]) <= MAX_BYTES), None
+            (g for g in (gray(voxels, bits, spans) for bits in (16, 8)) if len(g["data"]) <= MAX_BYTES), None
         )
     slices = None
     if sent is None:
@@ -256,8 +221,8 @@ def scan_payload(
         factors = [max(1, -(-n // MAX_OVERVIEW_SIDE)) for n in scan.shape]
         while np.prod([n // f for n, f in zip(scan.shape, factors, strict=True)]) > MAX_OVERVIEW_VOXELS:
             factors[int(np.argmax([n / f for n, f in zip(scan.shape, factors, strict=True)]))] += 1
-        small = _shrink(_finite(scan.voxels, "The scan", notes), factors)
-        sent = {**_gray(small, 8, spans), "shape": list(small.shape), "factors": factors}
+        small = shrink(_finite(scan.voxels, "The scan", notes), factors)
+        sent = {**gray(small, 8, spans), "shape": list(small.shape), "factors": factors}
         if stream is not None:
             slices = {"url": url, "low": stream.low, "high": stream.high}
     return {
@@ -342,19 +307,6 @@ def mask_payload(mask: Layer) -> dict[str, Any]:
     return {**_mask(mask, inside), "box": _as_box(box)}
 
 
-def unpack(entry: dict[str, Any], shape: Sequence[int]) -> np.ndarray:
-    """A packed volume as the script sees it: float32 of that shape, or of its own where it is coarser."""
-    codes: np.ndarray = np.frombuffer(zlib.decompress(base64.b64decode(entry["data"])), np.uint8)
-    if entry["bits"] == 16:
-        low, high = codes.reshape(2, -1).astype(np.uint16)
-        codes = low | high << 8
-    codes = codes.reshape(entry.get("shape", shape))
-    if entry["delta"]:
-        codes = np.cumsum((codes >> 1) ^ (0 - (codes & 1)), axis=1, dtype=codes.dtype)
-    top = 2 ** entry["bits"] - 1
-    return (entry["low"] + codes.astype(np.float32) / top * (entry["high"] - entry["low"])).astype(np.float32)
-
-
 def _head(
     scan: Scan,
     *,
@@ -434,7 +386,7 @@ def _finite(volume: np.ndarray, label: str, notes: list[str]) -> np.ndarray:
     if np.isfinite(volume).all():
         return volume
     notes.append(f"{label}: values that are not numbers are shown as zero.")
-    return _numbers(volume)
+    return numbers(volume)
 
 
 def _coarser(factors: Sequence[int], shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
@@ -447,19 +399,8 @@ def _coarser(factors: Sequence[int], shape: Sequence[int], spacing: Sequence[flo
     return [f + (fine <= 1.05 * finest) for f, fine in zip(factors, fineness, strict=True)]
 
 
-def _shrink(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    """Averages blocks of voxels; what does not fill a block at the far end is left out."""
-    for axis, factor in enumerate(factors):
-        if factor > 1:
-            count = volume.shape[axis] // factor
-            volume = volume.take(np.arange(count * factor), axis=axis)
-            shape = (*volume.shape[:axis], count, factor, *volume.shape[axis + 1 :])
-            volume = volume.reshape(shape).mean(axis=axis + 1, dtype=np.float32)
-    return volume
-
-
 def _shrunk_affine(scan: Scan, factors: Sequence[int]) -> list[list[float]]:
-    """Of what `_shrink` makes of a scan's voxels."""
+    """Of what `shrink` makes of a scan's voxels."""
     affine = scan.affine.copy()
     affine[:3, 3] = scan.voxel_to_world((np.array(factors) - 1) / 2)
     affine[:3, :3] *= factors
@@ -470,7 +411,7 @@ def _weights(layer: Layer, crop: slice, factor: int) -> np.ndarray | None:
     """A layer's weights of the slices that a viewer shows, `factor` of the scan's slices in each."""
     if layer.profile is None:
         return None
-    return _shrink(np.asarray(layer.profile, np.float32)[crop, None, None], [factor, 1, 1])[:, 0, 0]
+    return shrink(np.asarray(layer.profile, np.float32)[crop, None, None], [factor, 1, 1])[:, 0, 0]
 
 
 def _layer(
@@ -507,7 +448,7 @@ def _layer(
     # Of slices with the same weight, the one with more saliency: a ResNet's map often saturates.
     best = np.flatnonzero(profile >= profile.max() - 1e-6 * abs(profile.max()))
     strongest = int(best[np.argmax(along(volume.mean(axis=others))[best])])
-    sent = _shrink(
+    sent = shrink(
         volume, [1 if a == axis or volume.shape[a] < 4 else min(coarse, volume.shape[a]) for a in range(3)]
     )
     return {
@@ -518,34 +459,12 @@ def _layer(
         "top": strongest,
         "profile": [round(float(p), 7) for p in profile],
         "shape": list(sent.shape),
-        **_packed(sent, 8, 0.0, top or 1.0),
+        **packed(sent, 8, 0.0, top or 1.0),
     }
 
 
 def _mask(layer: Layer, inside: np.ndarray) -> dict[str, Any]:
-    return {"key": layer.key, "label": layer.label, **_packed(inside.astype(np.float32), 8, 0.0, 1.0)}
-
-
-def _gray(volume: np.ndarray, bits: int, spans: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """The scan's intensities as integers.
-
-    16 bits keep every whole number as it is. 8 bits cover all windows as far as the scan has such values,
-    but never so much that the first window is left with fewer than MIN_LEVELS.
-    """
-    low, high = float(volume.min()), float(volume.max())
-    if bits == 16:
-        whole = np.array_equal(volume, np.round(volume)) and high - low < 65_535
-        return _packed(volume, 16, low, low + 65_535 if whole else high)
-    first_low, first_high = spans[0]
-    width = first_high - first_low
-    wanted_low = max(low, min(s[0] for s in spans) - 0.1 * width)
-    wanted_high = min(high, max(s[1] for s in spans) + 0.1 * width)
-    spare = max(255 / MIN_LEVELS * width - width, 0.0)
-    below, above = max(first_low - wanted_low, 0.0), max(wanted_high - first_high, 0.0)
-    share = min(1.0, spare / (below + above)) if below + above else 0.0
-    shown_low = first_low - share * below if wanted_low < first_low else wanted_low
-    shown_high = first_high + share * above if wanted_high > first_high else wanted_high
-    return _packed(volume, 8, shown_low, shown_high)
+    return {"key": layer.key, "label": layer.label, **packed(inside.astype(np.float32), 8, 0.0, 1.0)}
 
 
 def _native(native: NativeMap, first: np.ndarray, factors: np.ndarray) -> dict[str, Any]:
@@ -557,46 +476,5 @@ def _native(native: NativeMap, first: np.ndarray, factors: np.ndarray) -> dict[s
         "start": ((np.asarray(native.start) + 0.5 - first) / factors).round(4).tolist(),
         "size": (np.asarray(native.size) / factors).round(5).tolist(),
         "max": top,
-        **_packed(values, 8, 0.0, top or 1.0),
+        **packed(values, 8, 0.0, top or 1.0),
     }
-
-
-def _packed(volume: np.ndarray, bits: int, low: float, high: float) -> dict[str, Any]:
-    """A volume as unsigned integers of low..high, zlib-compressed, in base64.
-
-    Neighbours resemble each other: where their differences are smaller than the values, those are packed, the
-    sign as the last bit. Of 16 bits, all low bytes come before all high ones.
-    """
-    if high <= low:
-        high = low + 1.0
-    codes = _codes(volume, bits, low, high)
-    steps = np.diff(codes, axis=1).astype(np.int16 if bits == 16 else np.int8)
-    delta = codes.shape[1] > 1 and bool(steps.std() < codes.std())
-    data = base64.b64encode(zlib.compress(_planes(_steps(codes) if delta else codes), 6)).decode()
-    return {"bits": bits, "low": low, "high": high, "delta": delta, "data": data}
-
-
-def _codes(volume: np.ndarray, bits: int, low: float, high: float) -> np.ndarray:
-    """Intensities as unsigned integers, `low` as 0 and `high` as the greatest."""
-    top = 2**bits - 1
-    scaled = (volume - np.float32(low)) * np.float32(top / (high - low)) + np.float32(0.5)
-    return np.clip(scaled, 0, top).astype(np.uint16 if bits == 16 else np.uint8)
-
-
-def _steps(codes: np.ndarray) -> np.ndarray:
-    """Differences to the neighbour before along the second axis, with the sign as the last bit."""
-    steps: Any = np.diff(codes, axis=1, prepend=np.zeros_like(codes[:, :1]))
-    steps = steps.astype(np.int16 if codes.dtype == np.uint16 else np.int8)
-    return ((steps << 1) ^ (steps >> (8 * codes.itemsize - 1))).astype(codes.dtype)
-
-
-def _planes(codes: np.ndarray) -> bytes:
-    """The codes' bytes; of 16 bits, all low ones before all high ones."""
-    if codes.dtype == np.uint16:
-        return (codes & 255).astype(np.uint8).tobytes() + (codes >> 8).astype(np.uint8).tobytes()
-    return np.ascontiguousarray(codes).tobytes()
-
-
-def _numbers(voxels: np.ndarray) -> np.ndarray:
-    """As float32, with zeros for what is no number."""
-    return np.nan_to_num(np.asarray(voxels, np.float32), nan=0.0, posinf=0.0, neginf=0.0)

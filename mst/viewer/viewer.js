@@ -33,6 +33,7 @@ export class Viewer {
     this.data = payload;
     this.windows = payload.windows.length ? payload.windows : [["Automatic", ...payload.window]];
     this.layers = [];
+    this.linked = {}; // what the address asks for, until there are maps
     this.mask = null;
     this.spot = null; // where the models are to look: { center, size } in millimetres
     this.explained = null; // where they did: { center }
@@ -81,6 +82,7 @@ export class Viewer {
     if (this.layers.length || this.mask) this.offer();
     const link = readLink(opened);
     opened = "";
+    this.linked = this.live ? link : {};
     Object.assign(this.view, this.fromLink(link));
     this.respace();
     this.place(link);
@@ -152,8 +154,15 @@ export class Viewer {
     if (findings.spot) this.aim(findings.spot);
     this.framed = true;
     this.offer();
+    // A link may ask for what the first maps make possible.
+    const link = this.linked;
+    this.linked = {};
+    Object.assign(this.view, this.fromLink(link));
+    this.respace();
+    this.place(link);
     this.tables();
     await this.rebuild();
+    if (link.view) await this.openView(link);
     this.root.removeAttribute("data-busy");
   }
 

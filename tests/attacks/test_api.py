@@ -18,7 +18,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from serving import ROOT, serve_dashboard
 
-from mst.dashboard import build_app, explore, store, work
+from mst.dashboard import build_app, events, store, work
 from mst.dashboard.gate import NO_SESSION, NOT_UNDERSTOOD, NOT_UPLOADED
 from mst.data.examples import example_file, example_scan
 from mst.models import CheckpointError
@@ -277,7 +277,10 @@ def test_no_answer_names_a_path_of_the_server(server: Server, uploaded: str) -> 
         answers[place] = WEB.get(server.url + place).text
     assert "chest-ct-mst" in answers["/config"]
     good: list[Any] = [[file_data(uploaded)], "chest-ct", "", None, None, None]
-    for event in config(server)["dependencies"]:
+    asked = config(server)
+    names = {part["id"]: part["props"].get("elem_id") for part in asked["components"]}
+    for event in asked["dependencies"]:
+        fields = [names.get(part) for part in event["inputs"]]
         count = len(event["inputs"])
         for data in (
             [],
@@ -287,9 +290,15 @@ def test_no_answer_names_a_path_of_the_server(server: Server, uploaded: str) -> 
             [{"path": "x"}] * count,
             [[[]]] * count,
             [json.loads("[" * 900 + "]" * 900)] * count,
-            [*good, "chest-ct-mst", "chest-ct-resnet", False, False, False][:count],
-            [*good, "../chest-ct-mst", "/srv/elsewhere", False, False, False][:count],
-            [*good[:1], "foot", "x", *good[3:], "", "", "x", "x"][:count],
+            good[:count],
+            *(
+                [{"scan": good[0], "task": "chest-ct", "center": "", **change}.get(field) for field in fields]
+                for change in (
+                    {"checkpoint-mst": "chest-ct-mst", "checkpoint-resnet": "chest-ct-resnet"},
+                    {"checkpoint-mst": "../chest-ct-mst", "checkpoint-resnet": "/srv/elsewhere"},
+                    {"task": "foot", "center": "x", "tta": "x", "interval": "x"},
+                )
+            ),
         ):
             answers[f"{event['api_name']} {json.dumps(data)[:200]}"] = by_queue(server, event["id"], data)
     told = {name: found for name, answer in answers.items() if (found := paths_in(answer))}
@@ -324,7 +333,7 @@ def test_plotly_is_served_by_a_relative_address_that_may_be_kept(server: Server)
 
 def test_reading_and_predicting_have_one_limit() -> None:
     assert store.read_scan is work.read_scan
-    assert (explore.predict, explore.as_mask) == (work.predict, work.as_mask)
+    assert (events.predict, events.as_mask) == (work.predict, work.as_mask)
     lock, go, full = Lock(), Event(), Event()
     running, most = 0, 0
 

@@ -92,12 +92,12 @@ def test_sessions_of_the_page_at_once(
     contexts = [browser.new_context(accept_downloads=True) for _ in range(sessions)]
     pages: list[Page] = [context.new_page() for context in contexts]
     for number, page in enumerate(pages):
-        page.goto(url)
+        page.goto(f"{url}?example=none")
         scan, mask = cases[number % len(cases)]
         page.set_input_files("#scan input[type=file]", str(scan))
         page.set_input_files("#mask input[type=file]", str(mask))
     for number, page in enumerate(pages):
-        page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+        page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
         expect(page.locator("#mask")).to_contain_text(cases[number % len(cases)][1].name.split(".")[0])
     for page in pages:
         page.click("#run")

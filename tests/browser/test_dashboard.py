@@ -43,6 +43,7 @@ def _upload(page: Page, *files: Path) -> None:
 def _explain(page: Page) -> None:
     page.click("#run")
     page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=90_000)
+    expect(page.locator("[data-testid=viewer] [data-panel=mst]")).to_have_count(1)
 
 
 def _download(page: Page, label: str) -> bytes:
@@ -58,16 +59,16 @@ def test_from_upload_to_two_linked_viewers(page: Page, url: str, nodule: Path) -
     errors = []
     page.on("request", lambda request: hosts.add(re.sub(r"^(\w+:/*[^/:]*).*", r"\1", request.url)))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     expect(page.get_by_text("Not a medical device").first).to_be_visible()
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     results = page.locator("#results")
     expect(results.locator("[data-model=mst]")).to_contain_text("chest-ct-mst")
     expect(results.locator("[data-model=mst]")).to_contain_text("AUC")
     expect(results.locator("[data-model=resnet]")).to_contain_text("chest-ct-resnet")
-    assert results.locator("[role=meter]").count() == 4
+    assert results.locator("[role=meter]").count() == 2
     expect(results).to_contain_text("centre of the scan")
 
     viewer = page.locator("[data-testid=viewer]")
@@ -90,9 +91,9 @@ def test_from_upload_to_two_linked_viewers(page: Page, url: str, nodule: Path) -
 
 
 def test_downloads_hold_the_result(page: Page, url: str, nodule: Path) -> None:
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     content = _download(page, "prediction.json")
     assert json.loads(content)["task"] == "chest-ct"
@@ -102,9 +103,9 @@ def test_downloads_hold_the_result(page: Page, url: str, nodule: Path) -> None:
 
 
 def test_a_dicom_upload_offers_its_saliency_as_dicom(page: Page, url: str, tmp_path: Path) -> None:
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, *dicom_series(tmp_path / "dicom"))
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     with zipfile.ZipFile(io.BytesIO(_download(page, "Saliency (DICOM)"))) as archive:
         assert sorted(archive.namelist()) == [
@@ -123,9 +124,9 @@ def test_a_series_that_cannot_be_referred_to_is_told(page: Page, url: str, tmp_p
         data = pydicom.dcmread(path)
         del data.FrameOfReferenceUID
         data.save_as(path)
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, *paths)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     expect(page.get_by_text("the series has no FrameOfReferenceUID")).to_be_visible(timeout=30_000)
     assert _download(page, "Report (PDF)").startswith(b"%PDF-")
@@ -133,11 +134,11 @@ def test_a_series_that_cannot_be_referred_to_is_told(page: Page, url: str, tmp_p
 
 
 def test_a_click_in_the_scan_chooses_the_spot(page: Page, url: str, nodule: Path) -> None:
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     page.wait_for_timeout(800)
-    plane = page.locator("[data-testid=locator] [data-plane=axial] canvas").first
+    plane = page.locator("[data-testid=viewer] [data-view-plane=axial] .mstv-frame")
     box = plane.bounding_box()
     assert box
     # Right of the middle on the screen is the patient's left: x below the centre's.
@@ -163,27 +164,27 @@ def test_bad_input_is_told_and_the_page_goes_on(
 ) -> None:
     bad = tmp_path / name
     bad.write_bytes(nodule.read_bytes()[:4000] if content is None else content)
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, bad)
     alert = page.locator("#status [role=alert]")
     expect(alert).to_contain_text(message, timeout=20_000)
     assert "Traceback" not in alert.inner_text()
     page.click("#run")
     expect(alert).to_be_visible()
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
 
 
 def test_an_example_opens_on_its_lesion_and_another_scan_does_not(page: Page, url: str, nodule: Path) -> None:
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     page.get_by_role("button", name="Lobulated nodule").click()
     field = page.locator("#center textarea, #center input").first
     center = ", ".join(f"{v:.1f}" for v in example_center("chest-pleural"))
     expect(field).to_have_value(center, timeout=60_000)
     x = center.split(",")[0]
-    expect(page.locator("[data-testid=locator] .mstv-readout")).to_contain_text(f"x {x}", timeout=30_000)
+    expect(page.locator("[data-testid=viewer] .mstv-readout")).to_contain_text(f"x {x}", timeout=30_000)
     _explain(page)
     expect(page.locator("#results")).to_contain_text(f"the chosen spot, ({center} mm)")
     expect(page.locator("[data-control=threshold]")).to_have_attribute("aria-valuetext", "40% of max.")
@@ -196,31 +197,31 @@ def test_an_answer_on_what_is_no_ct_is_dimmed_and_told(page: Page, url: str, tmp
     page.emulate_media(reduced_motion="reduce")
     scan = example_scan("chest-round")
     nib.save(nib.Nifti1Image(np.abs(scan.voxels) + 1, scan.affine), tmp_path / "bright.nii.gz")
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, tmp_path / "bright.nii.gz")
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     expect(page.locator(".mst-question [role=alert]")).to_contain_text("do not trust the result")
     expect(page.locator(".mst-card").get_by_text("Do not trust this answer")).to_have_count(2)
     for dark in (False, True):
         page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
         colours = page.evaluate(
-            "[...document.querySelectorAll('.mst-track div')].map((e) => getComputedStyle(e).backgroundColor)"
+            "[...document.querySelectorAll('.mst-lane b')].map((e) => getComputedStyle(e).backgroundColor)"
         )
-        assert len(set(colours)) == 1  # the more probable class stands out no more
+        assert len(set(colours)) == 1  # no model's answer stands out any more
     found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]}).response["violations"]
     assert [rule["id"] for rule in found if rule["id"] not in GRADIO] == []
 
 
 def test_a_second_scan_replaces_the_first(page: Page, url: str, nodule: Path, tmp_path: Path) -> None:
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     other = example_file("chest-spiculated", tmp_path)
     _upload(page, other)
     expect(page.locator("#status")).to_contain_text("simulated-chest-spiculated", timeout=30_000)
-    expect(page.locator("#results [data-testid=viewer]")).to_have_count(0)
+    expect(page.locator("#results .mst-predictions, [data-panel=mst]")).to_have_count(0)
     bad = tmp_path / "cut.nii.gz"
     bad.write_bytes(other.read_bytes()[:5000])
     _upload(page, bad)
@@ -228,15 +229,15 @@ def test_a_second_scan_replaces_the_first(page: Page, url: str, nodule: Path, tm
     expect(page.locator("#scan")).not_to_contain_text("spiculated")
 
 
-def test_choosing_a_side_redraws_the_locator(page: Page, url: str) -> None:
-    page.goto(url)
+def test_choosing_a_side_moves_the_spot(page: Page, url: str) -> None:
+    page.goto(f"{url}?example=none")
     page.locator("#task input[value='breast-mri']").check()
     page.get_by_role("button", name="Both breasts").click()
-    page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     page.locator("#side input[value='left']").check()
-    readout = page.locator("[data-testid=locator] .mstv-readout")
+    readout = page.locator("[data-testid=viewer] .mstv-readout")
     expect(readout).to_contain_text("x -81", timeout=30_000)
-    expect(page.locator("[data-testid=locator] canvas")).to_have_count(3)
+    expect(page.locator("[data-testid=viewer] .mstv-slice")).to_have_count(3)
 
 
 def _explain_until(page: Page, shown: str, choose: Callable[[], None] = lambda: None) -> None:
@@ -259,31 +260,31 @@ def test_switching_the_study_raises_no_alert(page: Page, url: str, nodule: Path)
         "window.alerts = []; new MutationObserver(() => document.querySelectorAll('[data-testid=toast-body]')"
         ".forEach((toast) => alerts.push(toast.innerText))).observe(document, { childList: true, subtree: true });"
     )
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     studies = ("breast-mri", "chest-ct", "knee-mri", "chest-ct", "breast-mri", "knee-mri", "chest-ct")
     for study in studies:
         page.locator(f"#task input[value='{study}']").check()
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     for study, side in (("breast-mri", True), ("chest-ct", False), ("breast-mri", True)):
         page.locator(f"#task input[value='{study}']").check()
         expect(page.locator("#side")).to_be_visible(visible=side, timeout=30_000)
-        page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+        page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     for study in studies:
         page.locator(f"#task input[value='{study}']").check()
     page.get_by_role("button", name="Models").click()
     expect(page.locator("#checkpoint-mst input")).to_have_value("chest-ct-mst", timeout=30_000)
     _explain_until(
-        page, "[data-testid=viewer][data-ready=true]"
+        page, "[data-testid=viewer][data-ready=true] [data-panel=mst]"
     )  # its answer comes after those of the switches
     assert page.evaluate("alerts") == []
     assert page.locator("#status [role=alert]").count() == 0
 
 
 def test_a_checkpoint_that_is_not_in_the_list_is_told(page: Page, url: str, nodule: Path) -> None:
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     page.get_by_role("button", name="Models").click()
     field = page.locator("#checkpoint-mst input")
 
@@ -297,9 +298,9 @@ def test_a_checkpoint_that_is_not_in_the_list_is_told(page: Page, url: str, nodu
 
 
 def test_a_link_opens_the_same_view_of_the_same_scan(page: Page, url: str, nodule: Path) -> None:
-    page.goto(url + "#plane=coronal&slice=50&threshold=0.99&map=patches")
+    page.goto(url + "?example=none#plane=coronal&slice=50&threshold=0.99&map=patches")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     viewer = page.locator("[data-testid=viewer]")
     expect(viewer).to_have_attribute("data-plane", "coronal")
@@ -311,21 +312,21 @@ def test_a_link_opens_the_same_view_of_the_same_scan(page: Page, url: str, nodul
 
 
 def test_a_study_without_a_model_shows_the_scan_and_says_how_to_get_one(page: Page, url: str) -> None:
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     page.locator("#task input[value='breast-mri']").check()
     expect(page.locator("#side")).to_be_visible()
     page.get_by_role("button", name="Both breasts").click()
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     page.click("#run")
     expect(page.locator("#results")).to_contain_text("train.py")
-    expect(page.locator("[data-testid=locator]")).to_be_visible()
+    expect(page.locator("[data-testid=viewer][data-ready=true]")).to_be_visible()
 
 
 def test_a_phone_has_no_sideways_scrolling(page: Page, url: str, nodule: Path) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -352,12 +353,12 @@ def test_axe_finds_nothing_on_the_page(page: Page, url: str, nodule: Path) -> No
                 if GRADIO.get(rule["id"], "\n") not in node["html"]
             )
 
-    page.goto(url)
+    page.goto(f"{url}?example=none")
     page.wait_for_selector("#run")
     page.get_by_role("button", name="Models").click()
     look("empty")
     _upload(page, nodule)
-    page.wait_for_selector("[data-testid=locator][data-ready=true]", timeout=60_000)
+    page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
     _explain(page)
     expect(page.locator("#downloads").get_by_text("prediction.json")).to_be_enabled(timeout=30_000)
     look("results")

@@ -12,7 +12,7 @@ from test_preprocess import orientations, reorient
 
 import mst
 from mst.dashboard.cards import prediction_cards, scan_facts
-from mst.dashboard.explore import _checkpoint_choices
+from mst.dashboard.events import checkpoint_choices
 from mst.data.examples import example_scan
 from mst.models.loading import save_model
 from mst.preprocess import AXES
@@ -176,16 +176,16 @@ def test_a_person_chooses_among_all_checkpoints_of_a_study(
         save_model(model, tmp_path / name)
     save_model(small_resnet, tmp_path / "paper" / "resnet")
     monkeypatch.setenv("MST_CHECKPOINTS", str(tmp_path))
-    offered = _checkpoint_choices(CHEST, "mst")
+    offered = checkpoint_choices(CHEST, "mst")
     assert offered["choices"] == ["chest-ct-mst", "a-converted", "b-other"]
     # What others put beside the study's own checkpoint does not take its place unasked.
     assert offered["value"] == "chest-ct-mst"
     # Of its own, that which measures best is meant.
     save_model(small_mst, tmp_path / "chest-ct-mst-dinov2")
-    assert _checkpoint_choices(CHEST, "mst")["choices"][:2] == ["chest-ct-mst-dinov2", "chest-ct-mst"]
+    assert checkpoint_choices(CHEST, "mst")["choices"][:2] == ["chest-ct-mst-dinov2", "chest-ct-mst"]
     shutil.rmtree(tmp_path / "chest-ct-mst-dinov2")
-    assert _checkpoint_choices(CHEST, "resnet")["choices"] == ["paper/resnet"]
-    assert _checkpoint_choices(TASKS["knee-mri"], "mst")["value"] == ""
+    assert checkpoint_choices(CHEST, "resnet")["choices"] == ["paper/resnet"]
+    assert checkpoint_choices(TASKS["knee-mri"], "mst")["value"] == ""
     assert {name: r.checkpoint for name, r in mst.predict(scan).items()} == {
         "mst": "chest-ct-mst",
         "resnet": "resnet",

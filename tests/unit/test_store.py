@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from mst.dashboard import explore, store
+from mst.dashboard import events, store
 from mst.dashboard.store import Store
 from mst.data.examples import example_file
 from mst.files import safe_stem
@@ -160,17 +160,11 @@ def inputs(files: list[str]) -> store.Inputs:
 
 
 def explain(files: list[str], mst: str | None = None) -> list[Any]:
-    return explore._explain(*_fields(files, mst), lambda *args, **options: None)
+    return events.explain(inputs(files)._replace(mst=mst), "s", lambda *args, **options: None)
 
 
-def show(files: list[str], mst: str | None = None) -> tuple[Any, Any, Any]:
-    return explore._show_scan(*_fields(files, mst))
-
-
-def _fields(files: list[str], mst: str | None) -> list[Any]:
-    """The page's fields and the request of a session."""
-    given = inputs(files)._replace(mst=mst)
-    return [list(given.files), *given[1:], SimpleNamespace(session_hash="s")]
+def show(files: list[str], mst: str | None = None) -> tuple[Any, Any, Any, Any]:
+    return events.show_scan(inputs(files)._replace(mst=mst), "s")
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -200,9 +194,12 @@ def test_an_answer_to_former_inputs_is_dropped(
             raise ScanError("an error of the former scan")
         return {}
 
-    monkeypatch.setattr(explore, "predict", predict)
+    monkeypatch.setattr(events, "predict", predict)
     answer = explain([file])
-    assert all(part == gr.skip() for part in answer), answer
+    status, told, *kept = answer
+    assert all(part == gr.skip() for part in (status, *kept)), answer
+    # The viewer no longer waits for maps of these inputs.
+    assert told.startswith('<template data-mst="settle">')
     assert store.take_result("s") is None
 
 
@@ -222,18 +219,18 @@ def test_files_of_a_scan_that_is_no_longer_open_are_not_offered(
     scan = store.open_scan([file], CHEST, session="s")
     cache = tmp_path / "cache"
     cache.mkdir()
-    monkeypatch.setattr(explore, "_cache_folder", lambda: cache)
+    monkeypatch.setattr(events, "cache_folder", lambda: cache)
 
     def write_results(folder: Path, *args: Any, **options: Any) -> dict[str, Path]:
         (folder / "prediction.json").write_text("{}")
         return {"prediction.json": folder / "prediction.json"}
 
-    monkeypatch.setattr(explore, "write_results", write_results)
+    monkeypatch.setattr(events, "write_results", write_results)
     request = SimpleNamespace(session_hash="s")
     for opened, offered in ((file, True), ("other.nii", False)):
         store.remember("s", inputs([file]), (scan, CHEST, {}, None))
         store.note_opened("s", ([opened], "chest-ct", None))
-        updates = explore._write_files(request)
+        updates = events.write_files(request)
         values = [Path(update["value"]).name for update in updates if update.get("value")]
         assert values == (["simulated-chest-round_prediction.json"] if offered else [])
         assert store.take_result("s") is None
@@ -254,7 +251,7 @@ def test_mask_spot_and_contrast_go_with_the_scan_they_were_given_for(
     kept: Store, before: list[str], files: list[str], replaces: bool
 ) -> None:
     request = SimpleNamespace(session_hash="s")
-    scan, uploaded, opening, *given, shift, _status, _locator, results, downloads = explore._take_upload(
+    scan, uploaded, opening, *given, shift, _status, _viewer, _spot, results, downloads = events.take_upload(
         files, "chest-ct", ["pre.nii"], before, "", request
     )
     assert given == (["", None, None, None] if replaces else [gr.skip()] * 4)
@@ -263,5 +260,5 @@ def test_mask_spot_and_contrast_go_with_the_scan_they_were_given_for(
     assert results == ""
     assert downloads == gr.update(visible=False)
     # What the page then sends again changes nothing more.
-    again = explore._take_upload(uploaded, "chest-ct", None, uploaded, "", request)
-    assert again == [gr.skip(), gr.skip(), "", *[gr.skip()] * 9]
+    again = events.take_upload(uploaded, "chest-ct", None, uploaded, "", request)
+    assert again == [gr.skip(), gr.skip(), "", *[gr.skip()] * 10]

@@ -11,7 +11,7 @@ from mst.scans import Scan
 from mst.scans.boxes import on_box
 from mst.tasks import Grid
 from mst.viewer import Layer, NativeMap, scan_payload, viewer_html, viewer_payload
-from mst.viewer.payload import unpack
+from mst.viewer.packing import unpack
 from mst.viewer.scripts import HERE, MODULES, script
 
 
