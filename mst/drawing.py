@@ -1,9 +1,9 @@
-"""Matplotlib for several reports at once.
+"""Matplotlib for several evaluations at once.
 
-Its settings belong to the whole process. Two reports that each change them for a while would put each other's back
-half-way, and one of them would come out with another's fonts, or with a name's "$" read as a formula. So figures are
-made one after the other, without pyplot, whose current figure is the process's as well; a figure takes about a second,
-nearly all of it in Python, which runs one thread at a time anyway.
+Its settings belong to the whole process. Two figures that each change them for a while would put each other's back
+half-way, and one of them would come out with the other's. So figures are made one after the other, without pyplot,
+whose current figure is the process's as well; a figure takes about a second, nearly all of it in Python, which runs
+one thread at a time anyway.
 """
 
 from __future__ import annotations

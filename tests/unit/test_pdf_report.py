@@ -10,16 +10,21 @@ from types import FrameType
 
 import numpy as np
 import pytest
-from pypdf import PdfReader
+from pypdf import PageObject, PdfReader
+from reportlab.lib.pagesizes import A4
+from reportlab.pdfbase.pdfmetrics import stringWidth
+from reportlab.pdfgen.canvas import Canvas
 
 import mst
 from mst.data.examples import example_scan
-from mst.pdf_report import _lines, _shortened, _View, report_pdf
-from mst.preprocess import AXES
+from mst.letters import FONT, style, write
+from mst.pdf_report import SIDE, report_pdf
+from mst.pictures import Pictures, letters, seen
 from mst.results import agreement, display_window, prediction_record
 from mst.scans import Scan
-from mst.tasks import TASKS, Plane
-from mst.words import DISCLAIMER, DOUBTFUL, LONGEST_NAME, LONGEST_TEXT, clipped
+from mst.scans.boxes import on_box
+from mst.tasks import TASKS, Plane, Window
+from mst.words import DISCLAIMER, DOUBTFUL, LONGEST_NAME, SHOWN_FROM, clipped
 
 CHEST = TASKS["chest-ct"]
 
@@ -74,6 +79,8 @@ def test_the_report_says_what_it_should(scan: Scan, results: dict, mask: np.ndar
         "Each map is coloured above 40% of its maximum",
         "The map's maximum lies within 2 mm of the lesion",
         "outline: lesion mask",
+        "slice weights",
+        "Grey ground: slices of the lesion mask.",
         "Of 3 series, the longest was taken.",
         "Against the lesion mask",
         f"version {mst.__version__}",
@@ -89,13 +96,16 @@ def test_the_report_says_what_it_should(scan: Scan, results: dict, mask: np.ndar
     assert "Not a medical device" in str(document.metadata.subject)
 
 
+def fonts_of(document: PdfReader) -> set[bytes | None]:
+    """The fonts of the pages as TrueType; None for one that is not embedded."""
+    fonts = [font.get_object() for page in document.pages for font in page["/Resources"]["/Font"].values()]
+    looks = [font["/FontDescriptor"].get_object() if "/FontDescriptor" in font else {} for font in fonts]
+    return {look["/FontFile2"].get_object().get_data() if "/FontFile2" in look else None for look in looks}
+
+
 def has_its_fonts(document: PdfReader) -> bool:
     """Whether all fonts are embedded as TrueType."""
-    fonts = [font.get_object() for page in document.pages for font in page["/Resources"]["/Font"].values()]
-    descendants = [font["/DescendantFonts"][0].get_object() for font in fonts if "/DescendantFonts" in font]
-    return 0 < len(fonts) == len(descendants) and all(
-        "/FontFile2" in font["/FontDescriptor"].get_object() for font in descendants
-    )
+    return len(fonts_of(document)) > 0 and None not in fonts_of(document)
 
 
 def test_fonts_are_embedded(scan: Scan, results: dict) -> None:
@@ -123,7 +133,29 @@ def test_reports_that_are_made_at_once_are_each_right(scan: Scan, results: dict)
         text = text_of(document)
         assert text.count(name) == len(document.pages) + 1  # at each foot, and in the table
         assert [other for other in names if other in text] == [name]
-    assert has_its_fonts(report(scan, results))  # nothing of their settings is left behind
+    alone = report(replace(scan, name=names[0]), results)
+    assert has_its_fonts(alone)
+    assert all(fonts_of(document) == fonts_of(alone) for document in documents)  # letter by letter
+
+
+def test_a_font_is_cut_for_several_documents_at_once() -> None:
+    accented = "".join(map(chr, range(0xC0, 0x180)))  # whose glyphs are made of others
+
+    def made(number: int) -> set[bytes | None]:
+        canvas = Canvas(file := io.BytesIO(), initialFontName=FONT)
+        write(canvas, 0, 0, accented, style(10))
+        canvas.save()
+        return fonts_of(PdfReader(file))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            fonts = list(pool.map(made, range(64)))
+    finally:
+        sys.setswitchinterval(before)
+    assert None not in fonts[0]
+    assert fonts == [fonts[0]] * len(fonts)
 
 
 def test_a_model_in_the_msts_place_has_its_own_name(scan: Scan, results: dict) -> None:
@@ -170,79 +202,161 @@ def test_a_map_that_is_zero_and_long_or_odd_text_do_no_harm(scan: Scan, results:
     assert "Note 19." in text
 
 
-@pytest.mark.parametrize(("plane", "letters"), [("axial", "RLAP"), ("coronal", "RLSI"), ("sagittal", "APSI")])
-def test_slices_are_drawn_as_radiologists_see_them(plane: Plane, letters: str) -> None:
-    shape = (5, 6, 7)
+@pytest.mark.parametrize(("plane", "ends"), [("axial", "RLAP"), ("coronal", "RLSI"), ("sagittal", "APSI")])
+def test_slices_are_drawn_as_radiologists_see_them(plane: Plane, ends: str) -> None:
+    shape = (25, 26, 27)
     x, y, z = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
-    field = np.array([(1, 5), (1, 6), (1, 7)])
-    view = _View(AXES[plane], 3, field, (1.0, 2.0, 3.0))
-    assert "".join(view.letters) == letters
+    scan = Scan(np.zeros(shape, np.float32), np.diag([1.0, 2.0, 3.0, 1.0]))
+    bounds = np.array([(2, 24), (2, 25), (2, 23)])
+    pictures = Pictures(scan, plane, Window("Any", -1.0, 1.0), None, bounds)
+    box, other = pictures.boxes(13)
+    assert np.array_equal(box, other)  # the region is nearly all there is, so it is not shown whole as well
+    assert letters(plane) == ends
     grows = {"R": x, "L": -x, "A": y, "P": -y, "S": z, "I": -z}
-    left, right, top, bottom = view.letters
-    assert (np.diff(view.cut(grows[left]), axis=1) == -1).all()
-    assert (np.diff(view.cut(grows[right]), axis=1) == 1).all()
-    assert (np.diff(view.cut(grows[top]), axis=0) == -1).all()
-    assert (np.diff(view.cut(grows[bottom]), axis=0) == 1).all()
-    rows, columns = view.cut(x).shape
-    wide, high = view.size_mm
+    left, right, top, bottom = ends
+    for edge, axis, step in ((left, 1, -1), (right, 1, 1), (top, 0, -1), (bottom, 0, 1)):
+        shown = seen(on_box(grows[edge], (0, 0, 0), box), plane)[0]
+        assert (np.diff(shown, axis=axis) == step).all()
+    rows, columns = shown.shape
     spacing = {"R": 1.0, "A": 2.0, "S": 3.0}
-    assert wide == columns * spacing[left]
-    assert high == rows * spacing[top]
-    bounds = np.array([(2, 4), (2, 5), (2, 6)])
-    inside = np.zeros(shape, bool)
-    inside[2:4, 2:5, 2:6] = True
-    found = np.argwhere(view.cut(inside))
-    box_left, box_top, box_wide, box_high = view.box_mm(bounds)
-    assert box_left == found[:, 1].min() * spacing[left]
-    assert box_top == found[:, 0].min() * spacing[top]
-    assert box_wide == np.ptp(found[:, 1]) * spacing[left] + spacing[left]
-    assert box_high == np.ptp(found[:, 0]) * spacing[top] + spacing[top]
+    assert pictures.size_mm(box) == (columns * spacing[left], rows * spacing[top])
+    # A region is outlined where its voxels are, in white on black.
+    region = np.zeros(shape, bool)
+    region[8:15, 5:16, 11:17] = True
+    inside = seen(on_box(region, (0, 0, 0), box), plane)[0].repeat(20, axis=0).repeat(20, axis=1)
+    drawn = pictures.pixels(box, (20 * columns, 20 * rows), None, [on_box(region, (0, 0, 0), box)])
+    for colour, reach in ((1.0, 2), (0.0, 3)):
+        found = np.argwhere(drawn == colour)
+        assert (abs(found.min(axis=0) - np.argwhere(inside).min(axis=0)) <= reach).all()
+        assert (abs(found.max(axis=0) - np.argwhere(inside).max(axis=0)) <= reach).all()
 
 
-def test_lines_are_broken_where_they_have_to_be() -> None:
-    assert _lines("", 50, 8) == [""]
-    assert _lines("two words", 500, 8) == ["two words"]
-    lines = _lines("a line of some words and " + "W" * 60, 50, 8)
-    assert len(lines) > 2
-    assert "".join(lines).replace(" ", "") == "alineofsomewordsand" + "W" * 60
+def test_a_slice_is_shown_whole_where_the_region_is_a_small_part(scan: Scan) -> None:
+    bounds = np.array([(60, 80), (60, 80), (30, 40)])
+    pictures = Pictures(scan.canonical(), "axial", Window("Any", 0.0, 1.0), None, bounds)
+    whole, near, under_the_map = pictures.boxes(35)
+    assert whole.tolist() == [[0, scan.shape[0]], [0, scan.shape[1]], [35, 36]]
+    assert near.tolist() == under_the_map.tolist() == [[56, 84], [56, 84], [35, 36]]
 
 
-def steps(text: str) -> int:
-    """How many calls of the module breaking a text into lines takes, into libraries as well."""
+def test_a_map_is_coloured_from_the_threshold_on() -> None:
+    scan = Scan(np.full((8, 8, 3), 0.5, np.float32), np.eye(4))
+    pictures = Pictures(scan, "axial", Window("Any", 0.0, 1.0), None, np.array([(0, 8), (0, 8), (0, 3)]))
+    share = np.repeat(np.linspace(0, 1, 8)[:, None, None], 8, axis=1)
+    drawn = pictures.pixels(pictures.boxes(1)[0], (8, 8), share, [])
+    grey = (drawn == 0.5).all(axis=(0, 2))
+    assert grey.tolist() == (share[::-1, 0, 0] < SHOWN_FROM).tolist()
+
+
+def lines_of(page: PageObject) -> list[tuple[float, float, str]]:
+    """The lines of a page that are not bold: where each ends and its baseline, in points, and what it says."""
+    found: list[tuple[float, float, str]] = []
+
+    def line(text: str, matrix: list, place: list, font: dict | None, size: float) -> None:
+        if text.strip() and font and not font["/BaseFont"].endswith("Bold"):
+            end = matrix[4] + place[4] + stringWidth(text.strip(), FONT, size)
+            found.append((end, matrix[5] + place[5], text.strip()))
+
+    page.extract_text(visitor_text=line)
+    return found
+
+
+@pytest.mark.parametrize("words", ["W" * 60, "a line of some words and " + "W" * 160, "i" * 900, "ab " * 300])
+def test_long_text_is_whole_and_within_the_margins(scan: Scan, results: dict, words: str) -> None:
+    named = replace(scan, name=f"Name {words}", notes=(f"Note {words}",))
+    pages = report(named, results).pages
+    lines = [line for page in pages for line in lines_of(page)]
+    assert len(lines) > 50
+    assert max(end for end, _, _ in lines) < A4[0] - SIDE + 0.5
+    text = "".join("".join(page.extract_text() for page in pages).split())
+    for whole in (named.notes[0], clipped(named.name, LONGEST_NAME)):
+        assert "".join(whole.split()) in text
+
+
+def test_a_name_is_shortened_at_the_head_of_a_page(scan: Scan, results: dict) -> None:
+    def head(name: str) -> tuple[float, str]:
+        lines = lines_of(report(replace(scan, name=name), results).pages[0])
+        return next((end, text) for end, _, text in sorted(lines, key=lambda line: -line[1]) if "W" in text)
+
+    assert head("W short")[1] == "W short"
+    ends = {count: head("W" * count) for count in (50, 60, 160)}
+    assert ends[50][1] == "W" * 50
+    assert ends[160] == ends[60]  # as much as there is room for
+    assert ends[60][1].endswith("W…")
+    assert 0 < ends[60][0] - ends[50][0] < stringWidth("WWWWW", FONT, 7.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<b>bold</b> <para> </para> &amp; &#0; <img src='x'/> <!-- ]]>",
+        "\N{MATHEMATICAL DOUBLE-STRUCK CAPITAL X} \N{GRINNING FACE} Ωμέγα Иванов é",
+        "\N{CJK UNIFIED IDEOGRAPH-4E2D}\N{CJK UNIFIED IDEOGRAPH-6587}",  # the font lacks them
+        "שלום",
+    ],
+)
+def test_text_is_shown_as_it_stands_and_can_be_searched(text: str, scan: Scan, results: dict) -> None:
+    document = report(replace(scan, name=f"name {text}", notes=(f"note {text}",)), results)
+    assert text_of(document).count(text) == len(document.pages) + 2
+    assert has_its_fonts(document)
+
+
+def test_no_text_stops_a_report(scan: Scan, results: dict) -> None:
+    pieces = ["\xad", "a\xad", "\u200b", "\u2028", "\u0301", "\ufeff", "\ud800", "\x00", "\x0b", "\u202e"]
+    pieces += ["%", "\\", "{}", "<?x", "<![CDATA[", "&lt;", "&#x;", "</para>", "<br/>"]
+    pieces += ["".join(map(chr, range(start, start + 999))) for start in (0, 0x590, 0x2000, 0x1D400, 0x1F300)]
+    for piece in pieces[::6]:
+        odd = replace(scan, name=300 * piece, notes=tuple(300 * piece for piece in pieces))
+        assert len(report(odd, results).pages) > 2
+
+
+def test_what_fits_on_no_page_goes_on_on_the_next(scan: Scan, results: dict, mask: np.ndarray) -> None:
+    endless = {
+        name: replace(result, checkpoint="C" * 5000, title="T" * 5000, unfamiliar=("U" * 900,) * 9)
+        for name, result in results.items()
+    }
+    record = prediction_record(scan, CHEST, endless)
+    record["scan"]["warnings"] = ["X" * 3000] * 9
+    record["models"]["mst"]["warnings"] = ["Y" * 3000] * 9
+    content = report_pdf(record, scan, CHEST, endless, display_window(scan, CHEST), mask)
+    text = "".join("".join(page.extract_text() for page in PdfReader(io.BytesIO(content)).pages).split())
+    assert text.count("X") > 9 * 990
+    assert text.count("Y") > 9 * 990
+
+
+def steps(scan: Scan, results: dict) -> int:
+    """How many calls making a report takes, into libraries as well."""
     count = 0
 
-    def seen(frame: FrameType, event: str, argument: object) -> None:
+    def seen_call(frame: FrameType, event: str, argument: object) -> None:
         nonlocal count
-        count += event in ("call", "c_call") and frame.f_code.co_filename == _lines.__code__.co_filename
+        count += event in ("call", "c_call")
 
+    record = prediction_record(scan, CHEST, results)
+    window = display_window(scan, CHEST)
     before = sys.getprofile()
-    sys.setprofile(seen)
+    sys.setprofile(seen_call)
     try:
-        _lines(text, 50, 8)
+        report_pdf(record, scan, CHEST, results, window)
     finally:
         sys.setprofile(before)
     return count
 
 
-@pytest.mark.parametrize("piece", ["W", "i", "ab ", "x \n", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"])
-def test_lines_cost_no_more_than_their_letters(piece: str) -> None:
-    assert steps(piece * 800) < 5 * steps(piece * 200)
+@pytest.mark.parametrize(
+    "piece", ["W", "i", "ab ", "x \n", "\N{CJK UNIFIED IDEOGRAPH-4E2D}", "<b>", "&amp;", "a\xad"]
+)
+def test_text_costs_no_more_than_its_letters(piece: str, scan: Scan, results: dict) -> None:
+    def cost(letters: int) -> int:
+        return steps(replace(scan, notes=((piece * letters)[:letters],)), results)
+
+    assert cost(900) - cost(1) < 250 * 900
 
 
 def test_no_text_of_a_file_makes_a_report_long(scan: Scan, results: dict) -> None:
-    assert sum(map(len, _lines("W" * 100_000, 50, 8))) == LONGEST_TEXT
-    assert len(_shortened("W" * 100_000, 50, 8)) < 40
     known = replace(results["mst"], validation={"auc": 0.8, "protocol": "p" * 100_000})
     odd = replace(scan, name="W" * 100_000, notes=("N" * 100_000,))
     record = prediction_record(odd, CHEST, {"mst": known})
     assert record["scan"]["name"] == clipped(odd.name, LONGEST_NAME)
     assert len(str(record)) < 8_000
     assert len(report(odd, {"mst": known}).pages) <= 3
-
-
-def test_a_shortened_text_fits_and_keeps_what_it_can() -> None:
-    assert _shortened("short", 50, 8) == "short"
-    assert _shortened("", 50, 8) == ""
-    cut = _shortened("W" * 60, 50, 8)
-    assert len(_lines(cut, 50, 8)) == 1
-    assert len(_lines(cut[:-1] + "WW", 50, 8)) == 2
