@@ -27,7 +27,7 @@ import mst
 from mst.errors import InputError
 from mst.findings import Finding
 from mst.scans import Scan
-from mst.words import DISCLAIMER, LABELS, METHOD_LABELS, SHOWN, SHOWN_FROM, short_label
+from mst.words import DISCLAIMER, LABELS, METHOD_LABELS, PRINT_COLORS, SHOWN, SHOWN_FROM, short_label
 
 if TYPE_CHECKING:
     from mst.scans.source import DicomSource
@@ -47,7 +47,6 @@ SALIENCY = ("130404", "DCM", "Saliency")
 CLASS_ACTIVATION = ("130403", "DCM", "Gradient-weighted class activation")
 SPATIAL_CONCEPT = ("309825002", "SCT", "Spatial and Relational Concept")
 # The models' own on the page.
-COLOURS = {"mst": (15, 115, 119), "resnet": (180, 83, 9)}
 
 
 class DicomExportError(InputError):
@@ -194,7 +193,7 @@ def segmentation(scan: Scan, name: str, result: Finding, series_number: int) -> 
             source=SOFTWARE,
             parameters={"method": result.map.method, "part of maximum": f"{SHOWN_FROM:g}"},
         ),
-        display_color=CIELabColor.from_rgb(*COLOURS[name]),
+        display_color=CIELabColor.from_rgb(*bytes.fromhex(PRINT_COLORS[name][1:])),
     )
     segment.SegmentDescription = "Where the model looked, not a lesion's outline. " + DISCLAIMER
     made = Segmentation(

@@ -43,6 +43,7 @@ from mst.words import (
     LONGEST_NAME,
     MEASURES,
     METHOD_LABELS,
+    PRINT_COLORS,
     SHOWN_FROM,
     clipped,
     measured,
@@ -50,7 +51,6 @@ from mst.words import (
 )
 
 SOFTWARE = "Medical Slice Transformer dashboard"
-COLOURS = {"mst": "#0f7377", "resnet": "#b45309"}
 WARNING, DOUBT, DIMMED = "#7a3e05", "#a02d1f", "#9aa3b2"
 GROUND, PANEL = {WARNING: "#fdf3e4", DOUBT: "#fbe9e6"}, "#f5f7f9"
 SIDE, TOP, BOTTOM = 18 * mm, 22 * mm, 23 * mm  # margins
@@ -154,7 +154,7 @@ def _model(name: str, result: Finding, record: Mapping[str, Any]) -> _Model:
     entry = record["models"][name]
     title, short = clipped(entry["title"], LONGEST_NAME), short_label(name, result.title)
     tags = [DOUBTFUL] * bool(record["scan"]["warnings"]) + entry.get("warnings", [])
-    return _Model(result, title, short, tags, entry.get("notes", []), DIMMED if tags else COLOURS[name])
+    return _Model(result, title, short, tags, entry.get("notes", []), DIMMED if tags else PRINT_COLORS[name])
 
 
 class _Pages(Canvas):

@@ -17,6 +17,8 @@ SHORT_LABELS = {"mst": "MST", "resnet": "3D ResNet"}
 SHORT_TITLES = {"Medical Slice Transformer with a 2D ResNet": "MST (2D ResNet)"}
 # On a screen, over a scan's grey and on a light or dark page: they differ for every colour vision.
 COLORS = {"mst": "#2aa6a8", "resnet": "#e08e2b", "scan": "#8a94a6", "mask": "#4ade80", "both": "#d05ce3"}
+# The same hues on white paper and as text.
+PRINT_COLORS = {"mst": "#0f7377", "resnet": "#b45309"}
 METHOD_LABELS = {"attention": "attention", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++"}
 
 # A map is first shown from this part of its own maximum up: in the viewer, both reports and the DICOM segmentation.

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_curve
 from mst.cohort import Row
 from mst.drawing import drawing
 from mst.evaluation.figures import column, truth_of
-from mst.words import short_label
+from mst.words import PRINT_COLORS, short_label
 
 BASELINE = "Diameter alone"
 # The same figures give the same bytes: no random names.
@@ -32,7 +32,7 @@ class Colours:
     models: dict[str, str]
 
 
-LIGHT = Colours("#171b24", "#4c5566", "#d5dae2", {"mst": "#0f7377", "resnet": "#b45309"})
+LIGHT = Colours("#171b24", "#4c5566", "#d5dae2", PRINT_COLORS)
 DARK = Colours("#eceef2", "#b4bcc9", "#38404f", {"mst": "#41adae", "resnet": "#f0a04b"})
 STYLES = {"mst": "-", "resnet": (0, (6, 2))}
 MARKERS = {"mst": "o", "resnet": "s"}

@@ -21,11 +21,10 @@ from mst.data.examples import example_file
 from mst.findings import Finding
 from mst.models import ResNet3D
 from mst.models.loading import load_model, save_model
-from mst.pdf_report import COLOURS
 from mst.results import agreement, answer_notes, answer_warnings, prediction_record, write_results
 from mst.scans import Scan
 from mst.tasks import TASKS
-from mst.words import DOUBTFUL
+from mst.words import DOUBTFUL, PRINT_COLORS
 
 CHEST = TASKS["chest-ct"]
 NONE = "No nodule is seen in this region; the answer means nothing."
@@ -198,7 +197,7 @@ def test_the_pdf_says_it_beside_the_answer(scan: Scan, results: dict[str, Findin
         fills = [tuple(map(float, fill)) for fill in re.findall(r"([\d.]+) ([\d.]+) ([\d.]+) rg", drawn)]
         return [
             name
-            for name, colour in COLOURS.items()
+            for name, colour in PRINT_COLORS.items()
             if any(np.allclose(to_rgb(colour), f, atol=0.01) for f in fills)
         ]
 
