@@ -133,7 +133,7 @@ def _axis(task: Task, results: Mapping[str, Finding]) -> str:
     """All answers beside each other: each a dot on its own line between the two classes, with its range."""
     low, high = task.classes
     lanes = "".join(
-        f'<div class="mst-lane{"" if result.lesion_seen else " mst-doubtful"}" data-model="{name}" role="meter" '
+        f'<div class="mst-lane{"" if result.lesion_seen else " mst-doubtful"}" data-lane="{name}" role="meter" '
         f'aria-label="{escape(result.title or LABELS[name])}: {escape(high)}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{100 * result.probabilities[high]:.0f}" style="--key:{COLORS[name]}">'
         f'{_range(result, high)}<b style="left:{100 * result.probabilities[high]:.1f}%"></b></div>'

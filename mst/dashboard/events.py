@@ -26,15 +26,18 @@ from mst.dashboard.store import (
     Inputs,
     are_current,
     belong_together,
+    example_of,
     has_opened,
     is_opened,
     is_shown,
     keep_folder,
+    note_example,
     note_inputs,
     note_opened,
     note_problem,
     note_shown,
     noted_problem,
+    open_first,
     open_scan,
     remember,
     scan_key,
@@ -112,6 +115,7 @@ def take_upload(
     pre: list[str] | None,
     before: list[str],
     opening: str,
+    given_center: str,
     request: gr.Request,
 ) -> list[Any]:
     """What the scan's files change.
@@ -120,9 +124,12 @@ def take_upload(
         (scan, uploaded, opening, centre, mask, side, pre-contrast scan, shift, *`emptied`).
 
     Gradio adds an upload to what is there; a new scan should replace it, and what was given for the one before goes
-    with it. What was given before the first scan is for that scan. An example, whose key `opening` then is, opens on
-    its lesion.
+    with it. What was given before the first scan, while there was none or the page's own example, is for that scan.
+    An example, whose key `opening` then is, opens on its lesion.
     """
+    session = session_of(request)
+    first = example_of(session)
+    note_example(session, None)
     files = files or []
     new = [file for file in files if file not in before]
     adds = set(before) <= set(files) and belong_together(before, new, get_task(key))
@@ -136,7 +143,7 @@ def take_upload(
         gr.skip() if kept == files else kept,
         kept,
         "",
-        center if another or opening else gr.skip(),
+        center if another or opening or (first and given_center == _lesion_text(first)) else gr.skip(),
         *(None if another else gr.skip() for _ in ("mask", "side", "pre-contrast scan")),
         gr.update(value=False, visible=False) if another else gr.skip(),
         *emptied(kept, key, None if another else pre, request),
@@ -150,6 +157,7 @@ def take_study(files: list[str] | None, key: str, request: gr.Request) -> list[A
         Updates of side, pre-contrast scan, each model's choice and each example; then (centre, *`emptied`).
     """
     task = get_task(key)
+    note_example(session_of(request), None)
     return [
         gr.update(visible=bool(task.sides), value=None),
         gr.update(visible=task.key == "breast-mri", value=None),
@@ -158,6 +166,13 @@ def take_study(files: list[str] | None, key: str, request: gr.Request) -> list[A
         "",
         *emptied(files, key, None, request),
     ]
+
+
+def take_contrast(files: list[str] | None, key: str, pre: list[str] | None, request: gr.Request) -> list[Any]:
+    """`emptied` for another pre-contrast scan; Gradio also tells of one that is what it was."""
+    if is_opened(session_of(request), (files, key, pre)):
+        return [gr.skip() for _ in range(5)]
+    return emptied(files, key, pre, request)
 
 
 def emptied(files: list[str] | None, key: str, pre: list[str] | None, request: gr.Request) -> list[Any]:
@@ -217,38 +232,50 @@ def _pointed(inputs: Inputs, scan: Scan, task: Task) -> tuple[str, str]:
 def open_first_example(files: list[str] | None, request: gr.Request) -> list[Any]:
     """What a page shows as it is opened: an example that is explained already, or none with ?example=none.
 
+    The field for a scan stays empty: one's own is the first thing to open.
+
     Returns:
-        (scan, uploaded, centre, status, viewer, spot, results, downloads, one update a download button).
+        (centre, status, viewer, spot, results, downloads, one update a download button).
     """
     session = session_of(request)
+    unchanged = [gr.skip() for _ in range(6 + len(FILES))]
     key = asked_example(request.query_params.get("example"))
-    if files or has_opened(session) or key is None or not any(list_checkpoints("chest-ct").values()):
-        return [gr.skip() for _ in range(8 + len(FILES))]
+    if files or key is None or not any(list_checkpoints("chest-ct").values()):
+        return unchanged
     scan, task, results = explained_example(key)
     path = str(example_file(key, examples_folder()))
     at = next(iter(results.values())).spot
     inputs = Inputs(
         (path,), task.key, center_text(at.center), None, None, (), None, None, False, False, False
     )
+    # A scan of one's own may have been opened meanwhile.
+    if not open_first(session, (inputs.files, task.key, None)):
+        return unchanged
+    note_example(session, path)
     open_scan(inputs.files, task, (), session)
-    note_opened(session, ([path], task.key, None))
     note_shown(session, scan_key(inputs))
-    shown = _answered(inputs, scan, task, results, None)
-    viewer = viewer_html(opening_payload(scan, task, scan_key(inputs), None))
-    spot = spot_html(
-        scan_key(inputs), center=at.center, box_mm=region_mm(scan, task, list(_checkpoint_names(results)))
-    )
-    return [
-        [path],
-        [path],
+    checkpoints = [result.checkpoint for result in results.values()]
+    box = region_mm(scan, task, checkpoints)
+    shown = [
         inputs.center,
         cards.scan_facts(scan, [*scan.notes, *scan_notes(scan, task)]),
-        viewer,
-        spot,
-        shown,
+        viewer_html(opening_payload(scan, task, scan_key(inputs), None)),
+        spot_html(scan_key(inputs), center=at.center, box_mm=box),
+        _answered(inputs, scan, task, results, None),
         gr.update(visible=True),
         *offered_files(example_files(key), _made(scan, results)),
     ]
+    return shown if example_of(session) else unchanged
+
+
+def show_what_is_chosen(inputs: Inputs, session: str) -> list[Any]:
+    """(status, viewer, spot, shift, results, downloads) after the first example came: nothing of it beside a scan of
+    one's own, whose upload the page may have finished before the example's answer arrived."""
+    taken = has_opened(session, (inputs.files, inputs.task, inputs.pre))
+    if not inputs.files or inputs.files == (example_of(session),) or not taken:
+        return [gr.skip() for _ in range(6)]
+    note_shown(session, None)
+    return [*show_scan(inputs, session), "", gr.update(visible=False)]
 
 
 def asked_example(name: str | None) -> str | None:
@@ -423,6 +450,15 @@ def session_of(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
+def _lesion_text(path: str) -> str:
+    """Where an example's file has its lesion, as the centre's field has it."""
+    return next(
+        center_text(example_center(example.key))
+        for example in EXAMPLES
+        if str(example_file(example.key, examples_folder())) == path
+    )
+
+
 def center_text(center: Sequence[float]) -> str:
     """A spot as the centre's field has it."""
     return ", ".join(f"{value:.1f}" for value in center)
@@ -435,10 +471,6 @@ def checkpoint_choices(task: Task, model: str) -> dict[str, Any]:
         return {"choices": [("none at hand", "")], "value": "", "info": None}
     names = list(folders)
     return {"choices": names, "value": names[0], "info": checkpoint_costs(folders)}
-
-
-def _checkpoint_names(results: Mapping[str, Finding]) -> Sequence[str]:
-    return [result.checkpoint for result in results.values()]
 
 
 def region_mm(scan: Scan, task: Task, checkpoints: Sequence[str]) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from mst.dashboard import cards, events
-from mst.dashboard.store import Inputs, end_session, note_inputs
+from mst.dashboard.store import Inputs, end_session, files_of, note_inputs
 from mst.data.examples import EXAMPLES, example_file
 from mst.findings import MODELS
 from mst.scans.hounsfield import USUAL_SHIFT
@@ -125,7 +125,13 @@ def build_explore_page(app: gr.Blocks) -> None:
     first = app.load(
         events.open_first_example,
         scan,
-        [scan, uploaded, center, status, viewer, spot, results, downloads, *buttons],
+        [center, status, viewer, spot, results, downloads, *buttons],
+        **QUIET,
+    )
+    first.then(
+        _given(events.show_what_is_chosen, fields),
+        set(inputs),
+        [status, viewer, spot, shift, results, downloads],
         **QUIET,
     )
     first.then(None, inputs, None, js="(...inputs) => window.mstPage.adopts(...inputs)")
@@ -168,7 +174,7 @@ def build_explore_page(app: gr.Blocks) -> None:
     for replaced in (
         scan.change(
             events.take_upload,
-            [*opened, uploaded, opening],
+            [*opened, uploaded, opening, center],
             [scan, uploaded, opening, center, mask, side, pre, shift, *emptied],
             **QUIET,
         ),
@@ -179,7 +185,7 @@ def build_explore_page(app: gr.Blocks) -> None:
             [side, pre, *choices.values(), *(button for _, button in examples), center, *emptied],
             **QUIET,
         ),
-        pre.change(events.emptied, opened, emptied, **QUIET),
+        pre.change(events.take_contrast, opened, emptied, **QUIET),
     ):
         replaced.then(**show, show_progress_on=[viewer])
     pointing = [mask.change, shift.input, center.submit, *(choice.input for choice in choices.values())]
@@ -203,12 +209,11 @@ def _given(
 
     def read(values: dict[Any, Any], request: gr.Request) -> tuple[Inputs, str]:
         given = {name: values[field] for name, field in fields.items()}
-        given.update(
-            files=tuple(given["files"] or ()),
-            pre=tuple(given["pre"] or ()),
-            center=(given["center"] or "").strip(),
-        )
-        return Inputs(**given), events.session_of(request)
+        session = events.session_of(request)
+        given["files"] = files_of(session, given["files"])
+        given["pre"] = tuple(given["pre"] or ())
+        given["center"] = (given["center"] or "").strip()
+        return Inputs(**given), session
 
     def handle(values: dict[Any, Any], request: gr.Request) -> Any:
         return handler(*read(values, request))

@@ -80,6 +80,7 @@ class Store:
         self.clock = clock
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._lock = Lock()
+        self._first = Lock()
         self._timer: Timer | None = None
 
     def __len__(self) -> int:
@@ -119,6 +120,14 @@ class Store:
             if session is not None:
                 entry.sessions.add(session)
             return entry.value
+
+    def put_first(self, key: Hashable, value: Any, session: str | None = None) -> bool:
+        """Keeps a value unless the key has one already; whether it does now."""
+        with self._first:
+            if self.get(key, session) is not None:
+                return False
+            self.put(key, value, session)
+            return True
 
     def take(self, key: Hashable) -> Any:
         """A key's value, which is not kept any longer; None when there is none."""
@@ -286,20 +295,45 @@ def note_opened(session: str, opened: Opened) -> None:
     _inputs.put(("opened", session), _plain(opened), session)
 
 
+def has_opened(session: str, opened: Opened) -> bool:
+    """Whether a session is known to have opened this scan and study, and has it open still."""
+    return bool(_inputs.get(("opened", session)) == _plain(opened))
+
+
 def is_opened(session: str, opened: Opened) -> bool:
     """Whether this is still the scan and study that a session has open, wherever it points."""
     noted = _inputs.get(("opened", session))
     return noted is None or noted == _plain(opened)
 
 
-def has_opened(session: str) -> bool:
-    """Whether a session's page has opened anything."""
-    return _inputs.get(("opened", session)) is not None
+def open_first(session: str, opened: Opened) -> bool:
+    """Notes that a session's page opens this, unless it has opened anything yet; whether it is noted."""
+    return _inputs.put_first(("opened", session), _plain(opened), session)
+
+
+def note_example(session: str, path: str | None) -> None:
+    """Notes the example that a session's page opened with, though no file was chosen; None: no longer."""
+    _inputs.put(("example", session), path, session)
+
+
+def example_of(session: str) -> str | None:
+    """The example that a session's page opened with and still has open."""
+    path: str | None = _inputs.get(("example", session))
+    return path
+
+
+def files_of(session: str, files: Sequence[str] | None) -> tuple[str, ...]:
+    """The files of the scan that a page has open: those chosen in it, else the example that it opened with."""
+    example = example_of(session)
+    return tuple(files or ([example] if example else ()))
 
 
 def scan_key(inputs: Inputs) -> str:
-    """What tells an open scan from others on the page: of its files, and of what is made of them."""
-    made_of = (_identity(inputs.files), _identity(inputs.pre), inputs.task, inputs.shift)
+    """What tells an open scan from others on the page: of its files, and of what is made of them.
+
+    An upload's folder is a hash of what it holds. Its time says nothing: another visitor may upload the same again.
+    """
+    made_of = (inputs.files, inputs.pre, inputs.task, inputs.shift)
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:20]
 
 

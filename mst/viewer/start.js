@@ -28,9 +28,11 @@ function bring(template) {
   const sent = parsed(template);
   for (const [root, { viewer, started }] of living) {
     if (!sent.key || viewer.data.key !== sent.key) continue;
+    const what = template.dataset.mst;
+    // Gradio would write the next one into this one's place, where a template's content does not change.
     template.remove();
-    if (template.dataset.mst === "take") root.dataset.ready = "false";
-    started.then(() => viewer[template.dataset.mst](sent)).catch((error) => {
+    if (what === "take") root.dataset.ready = "false";
+    started.then(() => viewer[what](sent)).catch((error) => {
       if (living.get(root)?.viewer === viewer) fail(root, error);
     });
   }

@@ -47,6 +47,7 @@ export class Viewer {
     this.view = { ...this.usual };
     this.index = payload.shape.map((n) => Math.floor(n / 2));
     this.shown = "2d";
+    this.pointed = false; // a person has, since what is shown was explained
     this.compares = false; // maps, beside each other
     this.framed = true; // the region fills the frames, where there is one; else the whole slice
     this.panels = [];
@@ -150,6 +151,7 @@ export class Viewer {
     await this.read(findings);
     if (this.stopper.signal.aborted) return;
     this.data.notes = [...(this.data.ownNotes ??= this.data.notes), ...(findings.notes ?? [])];
+    this.pointed = false;
     this.explained = findings.layers?.length ? { center: findings.center } : null;
     if (findings.spot) this.aim(findings.spot);
     this.framed = true;
@@ -276,7 +278,8 @@ export class Viewer {
 
   remember() {
     try {
-      history.replaceState(history.state, "", this.link());
+      // Whole, since a page may have a base address, to which a link of "#" alone would go.
+      history.replaceState(history.state, "", location.pathname + location.search + this.link());
     } catch {
       // A page without an address of its own (some embedded views) has none to change.
     }
@@ -454,6 +457,7 @@ export class Viewer {
     this.chart = new Chart(this);
     this.readout = element("p", { class: "mstv-readout", "aria-live": "off" });
     this.flat = element("div", { class: "mstv-flat", role: "tabpanel", "aria-label": "Slices" }, this.panelRow);
+    this.hereButton?.remove();
     this.hereButton = apart(element("button", { type: "button", class: "mstv-here", title: "Explain the spot at the crosshair (Enter)", hidden: "",
       onclick: () => this.explainHere() }, "Explain here"));
     this.solid = new Solid(this);
@@ -633,6 +637,7 @@ export class Viewer {
 
   // A voxel that a person points at. As long as nothing is explained it is where the models are to look.
   pointAt(index) {
+    this.pointed = true;
     this.goTo(index, true);
     if (this.live && !this.layers.length) this.tell("mst-center");
   }
@@ -647,7 +652,7 @@ export class Viewer {
 
   // Whether the crosshair is at another spot than what is shown was made for.
   get elsewhere() {
-    if (!this.live || !this.view.cross || !this.explained?.center) return false;
+    if (!this.pointed || !this.view.cross || !this.explained?.center) return false;
     const here = toWorld(this.data.affine, this.index);
     return Math.hypot(...here.map((v, axis) => v - this.explained.center[axis])) > ELSEWHERE_MM;
   }

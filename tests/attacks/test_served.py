@@ -138,7 +138,7 @@ def test_the_page_shows_no_other_file(
     page: Page, url: str, target: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     for number, (name, make) in enumerate(READS_OTHERS.items()):
-        page.goto(url)
+        page.goto(f"{url}?example=none")
         # Each under a name of its own, so that what the page says can be told from what it said before.
         files = [
             file.rename(file.with_name(f"attack{number}{file.suffix}"))

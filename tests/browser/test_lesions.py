@@ -84,7 +84,7 @@ def test_the_page_dims_the_answer_of_the_model_that_sees_none(
     expect(seeing).to_contain_text(SEEN)
     expect(seeing.get_by_role("alert")).to_have_count(0)
     expect(page.locator(".mst-question")).to_contain_text("The 3D ResNet sees no nodule in this region; ")
-    grey, coloured = (bars(page, f".mst-lane[data-model={model}] b")[0] for model in ("resnet", "mst"))
+    grey, coloured = (bars(page, f".mst-lane[data-lane={model}] b")[0] for model in ("resnet", "mst"))
     channels = [[int(value) for value in re.findall(r"\d+", colour)[:3]] for colour in (grey, coloured)]
     assert max(channels[0]) - min(channels[0]) < 40 < max(channels[1]) - min(channels[1])
     weights = [

@@ -1,6 +1,7 @@
 """What the page keeps: within a limit, for a time, for a session; and answers for what is chosen only."""
 
 import gc
+import os
 import weakref
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -252,7 +253,7 @@ def test_mask_spot_and_contrast_go_with_the_scan_they_were_given_for(
 ) -> None:
     request = SimpleNamespace(session_hash="s")
     scan, uploaded, opening, *given, shift, _status, _viewer, _spot, results, downloads = events.take_upload(
-        files, "chest-ct", ["pre.nii"], before, "", request
+        files, "chest-ct", ["pre.nii"], before, "", "", request
     )
     assert given == (["", None, None, None] if replaces else [gr.skip()] * 4)
     assert shift == (gr.update(value=False, visible=False) if replaces else gr.skip())
@@ -260,5 +261,15 @@ def test_mask_spot_and_contrast_go_with_the_scan_they_were_given_for(
     assert results == ""
     assert downloads == gr.update(visible=False)
     # What the page then sends again changes nothing more.
-    again = events.take_upload(uploaded, "chest-ct", None, uploaded, "", request)
+    again = events.take_upload(uploaded, "chest-ct", None, uploaded, "", "", request)
     assert again == [gr.skip(), gr.skip(), "", *[gr.skip()] * 10]
+
+
+def test_a_scan_that_somebody_else_uploads_again_is_the_same(kept: Store, tmp_path: Path) -> None:
+    """Gradio keeps one file of both uploads, written anew: the maps must still find the viewer that shows it."""
+    file = tmp_path / "scan.nii"
+    file.write_bytes(b"1")
+    before = store.scan_key(inputs([str(file)]))
+    os.utime(file, (1, 1))
+    assert store.scan_key(inputs([str(file)])) == before
+    assert store.scan_key(inputs([str(file)])._replace(shift=True)) != before
