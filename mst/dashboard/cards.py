@@ -16,7 +16,7 @@ HEADER = f"""
 <header class="mst-header">
   <div>
     <h1>Medical Slice Transformer</h1>
-    <p>Two models read the same 3D scan: see which slice and which spot each looked at.</p>
+    <p>See where two models look in a 3D scan.</p>
   </div>
   <p class="mst-disclaimer" role="note">{escape(DISCLAIMER)}</p>
 </header>

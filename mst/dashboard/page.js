@@ -57,10 +57,8 @@
     const name = files?.length === 1 ? files[0].orig_name ?? files[0].path?.split("/").pop() ?? "" : "";
     const example = /^simulated-chest-([a-z-]+)\.nii\.gz$/.exec(name)?.[1];
     const address = new URL(location.href);
-    const before = address.searchParams.get("example");
-    if (!files?.length || (before ?? undefined) === example) return;
-    if (example) address.searchParams.set("example", example);
-    else address.searchParams.set("example", "none");
+    if (!files?.length || address.searchParams.get("example") === (example ?? "none")) return;
+    address.searchParams.set("example", example ?? "none");
     history.replaceState(history.state, "", address);
   };
   window.mstPage = {

@@ -21,10 +21,13 @@ class SliceStream:
 
     def __init__(self, voxels: np.ndarray) -> None:
         self._voxels = voxels
-        # Slice by slice: a whole CT needs no second array of its size.
-        ends = [(float(part.min()), float(part.max())) for part in map(numbers, voxels)]
+        # Slab by slab: a whole CT needs no second array of its size.
+        slabs = [voxels[first : first + 16] for first in range(0, len(voxels), 16)]
+        ends = [(float(slab.min()), float(slab.max())) for slab in slabs]
+        if not np.isfinite(ends).all():
+            ends = [(float(slab.min()), float(slab.max())) for slab in map(numbers, slabs)]
         self.low, self.high = min(low for low, _ in ends), max(high for _, high in ends)
-        if self.high - self.low < 65_535 and all(np.array_equal(p, np.rint(p)) for p in map(numbers, voxels)):
+        if self.high - self.low < 65_535 and all(_are_whole(slab) for slab in slabs):
             self.high = self.low + 65_535
         elif self.high <= self.low:
             self.high = self.low + 1.0
@@ -79,6 +82,11 @@ def _planes(codes: np.ndarray) -> bytes:
     return np.ascontiguousarray(codes).tobytes()
 
 
+def _are_whole(voxels: np.ndarray) -> bool:
+    whole = np.rint(voxels)
+    return bool(np.all((whole == voxels) | ~np.isfinite(voxels)))
+
+
 def numbers(voxels: np.ndarray) -> np.ndarray:
     """As float32, with zeros for what is no number."""
     return np.nan_to_num(np.asarray(voxels, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
@@ -110,10 +118,13 @@ def shrink(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     """Averages blocks of voxels; what does not fill a block at the far end is left out."""
     for axis, factor in enumerate(factors):
         if factor > 1:
-            count = volume.shape[axis] // factor
-            volume = volume.take(np.arange(count * factor), axis=axis)
-            shape = (*volume.shape[:axis], count, factor, *volume.shape[axis + 1 :])
-            volume = volume.reshape(shape).mean(axis=axis + 1, dtype=np.float32)
+            whole = volume.shape[axis] // factor * factor
+            # Views a step apart: no copy of the volume before it is smaller.
+            parts = [np.moveaxis(volume, axis, 0)[first:whole:factor] for first in range(factor)]
+            total = parts[0].astype(np.float32)
+            for part in parts[1:]:
+                total += part
+            volume = np.moveaxis(total / np.float32(factor), 0, axis)
     return volume
 
 

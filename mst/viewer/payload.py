@@ -221,7 +221,9 @@ def scan_payload(
         factors = [max(1, -(-n // MAX_OVERVIEW_SIDE)) for n in scan.shape]
         while np.prod([n // f for n, f in zip(scan.shape, factors, strict=True)]) > MAX_OVERVIEW_VOXELS:
             factors[int(np.argmax([n / f for n, f in zip(scan.shape, factors, strict=True)]))] += 1
-        small = shrink(_finite(scan.voxels, "The scan", notes), factors)
+        small = shrink(scan.voxels, factors)
+        if not np.isfinite(small).all():
+            small = shrink(_finite(scan.voxels, "The scan", notes), factors)
         sent = {**gray(small, 8, spans), "shape": list(small.shape), "factors": factors}
         if stream is not None:
             slices = {"url": url, "low": stream.low, "high": stream.high}
