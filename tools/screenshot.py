@@ -41,7 +41,7 @@ def main() -> None:
             is_mobile=args.touch,
         )
         page.on("console", lambda m: print("console:", m.text) if m.type == "error" else None)
-        page.goto(url)
+        page.goto(f"{url}?example=none")
         page.wait_for_selector("#run")
         if args.task != "chest-ct":
             page.locator(f"#task input[value='{args.task}']").check()
@@ -51,7 +51,7 @@ def main() -> None:
                 page.set_input_files("#scan input[type=file]", args.scan)
             else:
                 page.locator("#examples button:visible").filter(has_text=args.example).first.click()
-            page.wait_for_selector("[data-testid=locator]", timeout=60_000)
+            page.wait_for_selector("[data-testid=viewer][data-ready=true]", timeout=60_000)
             page.wait_for_timeout(1500)
             if args.mask:
                 page.set_input_files("#mask input[type=file]", args.mask)

@@ -27,6 +27,7 @@ from mst.dashboard.store import (
     are_current,
     belong_together,
     example_of,
+    has_any,
     has_opened,
     is_opened,
     is_shown,
@@ -41,6 +42,7 @@ from mst.dashboard.store import (
     open_scan,
     remember,
     scan_key,
+    showing,
     stream_slices,
     take_result,
 )
@@ -129,7 +131,6 @@ def take_upload(
     """
     session = session_of(request)
     first = example_of(session)
-    note_example(session, None)
     files = files or []
     new = [file for file in files if file not in before]
     adds = set(before) <= set(files) and belong_together(before, new, get_task(key))
@@ -138,6 +139,7 @@ def take_upload(
     if kept == before:
         # The example that is open already is opened once more.
         return [gr.skip(), gr.skip(), "", center or gr.skip(), *(gr.skip() for _ in range(9))]
+    note_example(session, None)
     another = bool(before) and not adds
     return [
         gr.skip() if kept == files else kept,
@@ -183,13 +185,15 @@ def emptied(files: list[str] | None, key: str, pre: list[str] | None, request: g
     return ["", cards.opening() if files else cards.EMPTY, "", "", gr.update(visible=False)]
 
 
-def show_scan(inputs: Inputs, session: str) -> tuple[Any, Any, Any, Any]:
-    """(status, viewer, spot, shift) for an upload, with the region that the chosen checkpoints look at.
+def show_scan(inputs: Inputs, session: str) -> list[Any]:
+    """(status, viewer, spot, shift, results, downloads) for an upload, with the region that the chosen checkpoints
+    look at.
 
-    A shift to Hounsfield units is offered where the values ask for it.
+    A shift to Hounsfield units is offered where the values ask for it. Answers go where another scan is shown.
     """
+    unchanged = [gr.skip() for _ in range(6)]
     if not inputs.files:
-        return "", cards.EMPTY, "", gr.update(value=False, visible=False)
+        return ["", cards.EMPTY, "", gr.update(value=False, visible=False), *unchanged[4:]]
     # Of a scan that cannot be read there is nothing to show, and of the one before nothing either.
     viewer: Any = ""
     spot: Any = gr.skip()
@@ -200,9 +204,12 @@ def show_scan(inputs: Inputs, session: str) -> tuple[Any, Any, Any, Any]:
         scan = open_scan(inputs.files, task, inputs.pre, session, shift=inputs.shift)
         offered = gr.update(visible=inputs.shift or (task.unit == "HU" and bool(hounsfield_shift(scan))))
         viewer = gr.skip()
-        if not is_shown(session, key):
-            slices = stream_slices(session, scan)
-            viewer = viewer_html(opening_payload(scan, task, key, slices))
+        with showing(session):
+            if not is_opened(session, (inputs.files, inputs.task, inputs.pre)):
+                return unchanged
+            if not is_shown(session, key):
+                viewer = viewer_html(opening_payload(scan, task, key, stream_slices(session, key, scan)))
+                note_shown(session, key)
         status, spot = _pointed(inputs, scan, task)
     except InputError as error:
         status = cards.alert(str(error))
@@ -210,12 +217,13 @@ def show_scan(inputs: Inputs, session: str) -> tuple[Any, Any, Any, Any]:
         log.exception("a scan could not be shown")
         status = cards.alert(UNEXPECTED)
     if not is_opened(session, (inputs.files, inputs.task, inputs.pre)):
-        return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-    if viewer:
-        note_shown(session, key)
+        return unchanged
+    if viewer == "":
+        note_shown(session, None)
     # Drawn a moment after it was asked in vain, the scan's facts do not wipe out why there is no answer.
     problem = noted_problem(session, inputs)
-    return cards.alert(problem) if problem else status, viewer, spot, offered
+    gone = ["", gr.update(visible=False)] if isinstance(viewer, str) else unchanged[4:]
+    return [cards.alert(problem) if problem else status, viewer, spot, offered, *gone]
 
 
 def _pointed(inputs: Inputs, scan: Scan, task: Task) -> tuple[str, str]:
@@ -239,10 +247,17 @@ def open_first_example(files: list[str] | None, request: gr.Request) -> list[Any
     """
     session = session_of(request)
     unchanged = [gr.skip() for _ in range(6 + len(FILES))]
-    key = asked_example(request.query_params.get("example"))
-    if files or key is None or not any(list_checkpoints("chest-ct").values()):
+    if files:
         return unchanged
-    scan, task, results = explained_example(key)
+    empty = [unchanged[0], "", cards.EMPTY, *unchanged[3:]]
+    key = asked_example(request.query_params.get("example"))
+    if key is None or not any(list_checkpoints("chest-ct").values()):
+        return unchanged if example_of(session) or has_any(session) else empty
+    try:
+        scan, task, results = explained_example(key)
+    except InputError as error:
+        log.info("no example at first: %s", error)
+        return empty
     path = str(example_file(key, examples_folder()))
     at = next(iter(results.values())).spot
     inputs = Inputs(
@@ -269,13 +284,13 @@ def open_first_example(files: list[str] | None, request: gr.Request) -> list[Any
 
 
 def show_what_is_chosen(inputs: Inputs, session: str) -> list[Any]:
-    """(status, viewer, spot, shift, results, downloads) after the first example came: nothing of it beside a scan of
-    one's own, whose upload the page may have finished before the example's answer arrived."""
+    """`show_scan` once the first example came: nothing of it stays beside a scan of one's own, which may have been there
+    before the example's answer."""
     taken = has_opened(session, (inputs.files, inputs.task, inputs.pre))
     if not inputs.files or inputs.files == (example_of(session),) or not taken:
         return [gr.skip() for _ in range(6)]
     note_shown(session, None)
-    return [*show_scan(inputs, session), "", gr.update(visible=False)]
+    return show_scan(inputs, session)
 
 
 def asked_example(name: str | None) -> str | None:

@@ -44,7 +44,7 @@ def build_explore_page(app: gr.Blocks) -> None:
                 [(t.title, t.key) for t in tasks], value=tasks[0].key, label="Study", elem_id="task"
             )
             # Open: what is closed is not in the page, and the viewer writes the spot into this field.
-            with gr.Accordion("Where to look", open=True):
+            with gr.Accordion("Where to look", open=True, elem_id="where"):
                 center = gr.Textbox(
                     label="Centre, X, Y, Z in mm (RAS)",
                     placeholder="click in the scan, or leave empty for its centre",
@@ -152,8 +152,9 @@ def build_explore_page(app: gr.Blocks) -> None:
     another = [scan.upload, scan.clear, scan.delete, task.input, pre.upload, pre.clear, pre.delete]
     others: list[Any] = [center, side, *choices.values(), tta, interval, shift]
     chosen = [mask.upload, mask.clear, mask.delete, *(field.input for field in others)]
-    gr.on([*another, *(button.click for _, button in examples)], None, cancels=[made, written, first])
-    gr.on(chosen, None, cancels=[made])
+    released: dict[str, Any] = {"fn": None, "js": "() => window.mstPage.releases()"}
+    gr.on([*another, *(button.click for _, button in examples)], cancels=[made, written, first], **released)
+    gr.on(chosen, cancels=[made], **released)
     gr.on(
         changes,
         _given(note, fields),
@@ -167,7 +168,7 @@ def build_explore_page(app: gr.Blocks) -> None:
     show: dict[str, Any] = {
         "fn": _given(events.show_scan, fields),
         "inputs": set(inputs),
-        "outputs": [status, viewer, spot, shift],
+        "outputs": [status, viewer, spot, shift, results, downloads],
         "api_visibility": "private",
     }
     opened = [scan, task, pre]

@@ -6,14 +6,19 @@
     Object.getOwnPropertyDescriptor(prototype, "value").set.call(field, text);
     field.dispatchEvent(new Event("input", { bubbles: true }));
   };
-  const setCenter = ({ x, y, z }) => {
-    const field = document.querySelector("#center textarea, #center input");
-    if (field) setText(field, [x, y, z].map((v) => Number(v).toFixed(1)).join(", "));
-  };
   const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+  const centerField = () => document.querySelector("#center textarea, #center input");
+  const setCenter = async ({ x, y, z }) => {
+    // What is closed is not in the page.
+    if (!centerField()) {
+      /** @type {HTMLElement | null} */ (document.querySelector("#where button"))?.click();
+      for (let n = 0; n < 60 && !centerField(); n++) await frame();
+    }
+    setText(centerField(), [x, y, z].map((v) => Number(v).toFixed(1)).join(", "));
+  };
   document.addEventListener("mst-center", (/** @type {any} */ event) => setCenter(event.detail));
   document.addEventListener("mst-explain", async (/** @type {any} */ event) => {
-    setCenter(event.detail);
+    await setCenter(event.detail);
     // Gradio takes a field's text into its own state with the next frame.
     await frame();
     await frame();

@@ -1,4 +1,4 @@
-"""What the page keeps in memory: scans, results until their files are written, each session's inputs and files.
+"""What the page keeps in memory: scans and their slices, results until their files are written, each session's inputs.
 
 Everything is bounded in bytes, expires when it is not used and goes with the session that it is for.
 """
@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import getsizeof
@@ -196,6 +197,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
 
 
 _kept = Store(MAX_BYTES, LIFETIME_SECONDS)
+_first_shown = Lock()
 # Apart, so that a large scan never makes a session forget what it has open.
 _inputs = Store(MAX_INPUT_BYTES, LIFETIME_SECONDS)
 # A folder goes with the last reference to it.
@@ -300,6 +302,11 @@ def has_opened(session: str, opened: Opened) -> bool:
     return bool(_inputs.get(("opened", session)) == _plain(opened))
 
 
+def has_any(session: str) -> bool:
+    """Whether a session has opened anything."""
+    return _inputs.get(("opened", session)) is not None
+
+
 def is_opened(session: str, opened: Opened) -> bool:
     """Whether this is still the scan and study that a session has open, wherever it points."""
     noted = _inputs.get(("opened", session))
@@ -313,12 +320,12 @@ def open_first(session: str, opened: Opened) -> bool:
 
 def note_example(session: str, path: str | None) -> None:
     """Notes the example that a session's page opened with, though no file was chosen; None: no longer."""
-    _inputs.put(("example", session), path, session)
+    _folders.put(("example", session), path, session)
 
 
 def example_of(session: str) -> str | None:
     """The example that a session's page opened with and still has open."""
-    path: str | None = _inputs.get(("example", session))
+    path: str | None = _folders.get(("example", session))
     return path
 
 
@@ -343,22 +350,41 @@ def note_shown(session: str, key: str | None) -> None:
 
 
 def is_shown(session: str, key: str) -> bool:
-    """Whether a session's viewer shows this scan already."""
-    return bool(_inputs.get(("shown", session)) == key)
+    """Whether a session's viewer shows this scan already, and can have its slices still."""
+    former, token = _inputs.get(("slices", session)) or (None, "")
+    gone = former == key and slices_of(token) is None
+    return bool(_inputs.get(("shown", session)) == key) and not gone
 
 
-def stream_slices(session: str, scan: Scan) -> tuple[SliceStream, str] | None:
+@contextmanager
+def showing(session: str) -> Iterator[None]:
+    """One scan after the other is put into a session's viewer."""
+    with _first_shown:
+        lock: Any = _inputs.get(("showing", session)) or Lock()
+        _inputs.put(("showing", session), lock, session)
+    with lock:
+        yield
+
+
+def stream_slices(session: str, key: str, scan: Scan) -> tuple[SliceStream, str] | None:
     """The slices of a scan that is too large to be sent whole, and a token that only its page knows.
 
     In place of those of the session's scan before; None for a scan that is sent whole.
+
+    Args:
+        key: the scan's `scan_key`: under the same one it keeps its token.
     """
-    if (former := _inputs.get(("slices", session))) is not None:
-        _kept.take(("slices", former))
+    former, token = _inputs.get(("slices", session)) or (None, "")
+    if former == key and (kept := slices_of(token)) is not None:
+        return kept, token
+    if token:
+        _kept.take(("slices", token))
     if is_sent_whole(scan):
+        _inputs.take(("slices", session))
         return None
     stream, token = SliceStream(scan.canonical().voxels), secrets.token_urlsafe(24)
     _kept.put(("slices", token), stream, session)
-    _inputs.put(("slices", session), token, session)
+    _inputs.put(("slices", session), (key, token), session)
     return stream, token
 
 

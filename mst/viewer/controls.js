@@ -18,6 +18,11 @@ const EXPLAIN_KEY = /** @type {[string[], string]} */ ([["Enter"], "explain at t
 export class Controls {
   constructor(viewer) {
     this.viewer = viewer;
+    this.stopper = new AbortController();
+  }
+
+  stop() {
+    this.stopper.abort();
   }
 
   toolbar() {
@@ -156,7 +161,7 @@ export class Controls {
     const whole = element("div", { class: "mstv-menu" }, button, box);
     document.addEventListener("pointerdown", (event) => {
       if (!box.hidden && !whole.contains(event.target)) open(false);
-    }, { signal: this.viewer.stopper.signal });
+    }, { signal: this.stopper.signal });
     whole.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || box.hidden) return;
       event.stopPropagation();

@@ -66,12 +66,12 @@ def spot_html(
 
 def settle_html(key: str) -> str:
     """That nothing was found, for the viewer that waits for it."""
-    # Another one each time, or the page would take it for what is there already.
-    return _later("settle", {"key": key, "time": time.time_ns()})
+    return _later("settle", {"key": key})
 
 
 def _later(what: str, payload: Mapping[str, Any]) -> str:
-    return f'<template data-mst="{what}">{_json(payload)}</template>'
+    # Another one each time, or the page would take it for what is there already.
+    return f'<template data-mst="{what}">{_json({**payload, "time": time.time_ns()})}</template>'
 
 
 def report_html(prediction: Mapping[str, Any], payload: Mapping[str, Any], *, title: str) -> str:

@@ -450,9 +450,8 @@ def _layer(
     # Of slices with the same weight, the one with more saliency: a ResNet's map often saturates.
     best = np.flatnonzero(profile >= profile.max() - 1e-6 * abs(profile.max()))
     strongest = int(best[np.argmax(along(volume.mean(axis=others))[best])])
-    sent = shrink(
-        volume, [1 if a == axis or volume.shape[a] < 4 else min(coarse, volume.shape[a]) for a in range(3)]
-    )
+    factors = [1 if a == axis or volume.shape[a] < 4 else min(coarse, volume.shape[a]) for a in range(3)]
+    sent = shrink(volume, factors)
     return {
         "key": layer.key,
         "label": layer.label,
@@ -461,6 +460,7 @@ def _layer(
         "top": strongest,
         "profile": [round(float(p), 7) for p in profile],
         "shape": list(sent.shape),
+        "factors": factors,
         **packed(sent, 8, 0.0, top or 1.0),
     }
 

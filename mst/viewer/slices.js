@@ -81,15 +81,15 @@ export const scaleOf = ({ low, high }, top) => ({
 export async function readVolume(entry, shape) {
   const own = entry.shape || shape;
   let codes = unpackCodes(new Uint8Array(await inflate(entry.data)), own, entry.bits, entry.delta);
-  if (own.some((n, axis) => n !== shape[axis])) codes = enlarge(codes, own, shape);
+  if (own.some((n, axis) => n !== shape[axis])) codes = enlarge(codes, own, shape, entry.factors);
   return { codes, ...scaleOf(entry, 2 ** entry.bits - 1) };
 }
 
 // A map sent at a lower resolution, put on the scan's voxels by repeating values.
-export function enlarge(codes, from, to) {
+export function enlarge(codes, from, to, factors) {
   if (codes.length !== from[0] * from[1] * from[2]) throw new Error("a map's size does not fit its shape");
   return repeat(codes, from, to, to.map((n, axis) =>
-    Array.from({ length: n }, (_, i) => Math.min(Math.floor(i / Math.round(n / from[axis])), from[axis] - 1))));
+    Array.from({ length: n }, (_, i) => Math.min(Math.floor(i / factors[axis]), from[axis] - 1))));
 }
 
 // A model's own patches on the map's voxels: each voxel takes the value of the patch that its centre lies in.

@@ -12,6 +12,7 @@ export class Solid {
     this.viewer = viewer;
     this.node = element("div", { class: "mstv-solid", hidden: "", role: "tabpanel", "aria-label": "3D" });
     this.building = null;
+    this.stopped = false;
     this.box = null; // of the grid, what is shown of it
     this.bodies = [];
     this.ready = null; // true or false once it is known whether surfaces can be drawn
@@ -46,6 +47,7 @@ export class Solid {
       return;
     }
     const volume = await viewer.volume();
+    if (this.stopped) return;
     const { bodies } = volume;
     Object.assign(this, { box: volume, bodies });
     const coarse = this.coarsen(volume, [volume.scan, ...bodies.map((body) => body.volume)]);
@@ -99,6 +101,7 @@ export class Solid {
       modeBarButtons: [["tableRotation", "pan3d", "zoom3d", "resetCameraDefault3d"]], plotlyServerURL: "",
       // Plotly draws four times the screen's pixels by default, which turns jerkily without a graphics card.
       plotGlPixelRatio: Math.max(1, window.devicePixelRatio || 1) });
+    if (this.stopped) { Plotly.purge(plot); return; }
     this.plot = plot;
     plot.on("plotly_relayout", () => viewer.remembering());
     this.ready = true;
@@ -221,6 +224,7 @@ export class Solid {
   }
 
   stop() {
+    this.stopped = true;
     clearTimeout(this.cutting);
     if (this.plot) this.viewer.Plotly.purge(this.plot);
     this.plot = null;

@@ -14,7 +14,7 @@ export class ScanSource {
     this.kept = new Map(); // "axis/block" -> the codes of its slices, the one used last at the end
     this.bytes = 0;
     this.wanted = []; // blocks to ask for, the most urgent last
-    this.asked = new Set();
+    this.asked = new Map(); // their requests, by block
     this.ahead = {}; // by axis: which way the last step through the slices went
     this.stopper = new AbortController();
     this.top = 0;
@@ -105,11 +105,18 @@ export class ScanSource {
     while (this.asked.size < AT_ONCE && this.wanted.length) {
       const key = this.wanted.pop();
       if (this.kept.has(key) || this.asked.has(key)) continue;
-      this.asked.add(key);
-      this.ask(key).catch((error) => {
-        if (!this.stopper.signal.aborted) console.error(error);
-      });
+      this.request(key);
     }
+  }
+
+  // Whether a block has come.
+  request(key) {
+    const asking = this.ask(key).then(() => true, (error) => {
+      if (!this.stopper.signal.aborted) console.error(error);
+      return false;
+    });
+    this.asked.set(key, asking);
+    return asking;
   }
 
   async ask(key) {
@@ -126,8 +133,13 @@ export class ScanSource {
       this.asked.delete(key);
       this.arrived(axis, first, count);
     } catch (error) {
-      // Asked again when it next comes into sight, but not at once: a server that is gone is left alone.
-      setTimeout(() => this.asked.delete(key), RETRY_MS);
+      // Not at once: a server that is gone is left alone for a while. Then what is in sight asks again.
+      if (!this.stopper.signal.aborted) {
+        setTimeout(() => {
+          this.asked.delete(key);
+          this.arrived(axis, first, count);
+        }, RETRY_MS);
+      }
       throw error;
     } finally {
       this.next();
@@ -150,14 +162,14 @@ export class ScanSource {
     if (this.whole) return onBox(/** @type {Uint16Array} */ (this.overview.codes), grid, box);
     const [first, last] = [box.start[2], box.start[2] + box.shape[2]];
     const out = new Uint16Array(box.shape[0] * box.shape[1] * box.shape[2]);
+    const size = box.shape[1] * box.shape[2];
     for (let k = first; k < last; k++) {
       const key = `2/${Math.floor(k / BLOCK)}`;
-      if (this.streams && !this.kept.has(key) && !this.asked.has(key)) {
-        this.asked.add(key);
-        await this.ask(key).catch(() => {});
-      }
+      if (this.streams && !this.kept.has(key)) await (this.asked.get(key) ?? this.request(key));
+      const codes = this.streams ? this.slice(2, k) : null;
       for (let i = 0; i < box.shape[0]; i++) for (let j = 0; j < box.shape[1]; j++) {
-        out[(i * box.shape[1] + j) * box.shape[2] + k - first] = this.at([box.start[0] + i, box.start[1] + j, k], 2);
+        const [x, y] = [box.start[0] + i, box.start[1] + j];
+        out[i * size + j * box.shape[2] + k - first] = codes ? codes[x * this.data.shape[1] + y] : this.at([x, y, k], 2);
       }
     }
     return out;

@@ -23,7 +23,7 @@ function start(root, source) {
   }
 }
 
-// What belongs to a scan that a viewer shows: maps ("take"), or the spot that is chosen ("point").
+// What belongs to a scan that a viewer shows: maps ("take"), the spot that is chosen ("retarget"), or that no maps come ("settle").
 function bring(template) {
   const sent = parsed(template);
   for (const [root, { viewer, started }] of living) {

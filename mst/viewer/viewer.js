@@ -19,7 +19,7 @@ const SHORT = { scan: "Scan", mst: "MST", resnet: "ResNet", mask: "Lesion mask",
 const COMPARED = /^(difference|agreement)$/;
 const PLAY_MS = 110;
 const WHEEL_STEP = 50; // a wheel's notch is 100 or 120; a touchpad sends many small parts of it
-const SMALLEST_PANEL = 240; // pixels of width for which panels stay in one row
+const SMALLEST_PANEL = 200; // pixels of width for which panels stay in one row
 const SMALLEST_HOT_SPOT = 0.2; // of the map's maximum
 const CONTEXT = 0.2; // shown round the region, as a part of its size on each side
 const ELSEWHERE_MM = 1; // from the explained spot on, the crosshair is at another one
@@ -60,6 +60,7 @@ export class Viewer {
     this.wheeled = 0;
     this.arranging = Promise.resolve();
     this.stopper = new AbortController();
+    this.turns = Promise.resolve(); // what is brought later, one after the other
     this.source = new ScanSource(payload, (axis, first, count) => this.arrived(axis, first, count));
   }
 
@@ -79,7 +80,6 @@ export class Viewer {
     this.Plotly = plotly;
     if (!data.windows.length) this.windows.push(["Full range", this.source.value(0), this.source.value(largest(this.source.overview.codes))]);
     this.respace();
-    if (data.spot) this.aim(data.spot);
     if (this.layers.length || this.mask) this.offer();
     const link = readLink(opened);
     opened = "";
@@ -98,6 +98,7 @@ export class Viewer {
   }
 
   ready() {
+    this.root.removeAttribute("data-busy");
     this.root.dataset.ready = "true";
   }
 
@@ -142,18 +143,22 @@ export class Viewer {
   }
 
   // Takes what was found in the scan, in place of what was found before.
-  take(findings) {
-    this.taking = (this.taking ?? Promise.resolve()).then(() => this.takeNow(findings));
-    return this.taking;
+  take(findings) { return this.inTurn(() => this.takeNow(findings)); }
+  retarget(chosen) { return this.inTurn(() => this.retargetNow(chosen)); }
+  settle() { return this.inTurn(() => this.ready()); }
+
+  // One after the other, whatever became of the one before.
+  inTurn(task) {
+    const turn = this.turns.then(() => (this.stopper.signal.aborted ? null : task()));
+    this.turns = turn.catch(() => {});
+    return turn;
   }
 
   async takeNow(findings) {
     await this.read(findings);
-    if (this.stopper.signal.aborted) return;
     this.data.notes = [...(this.data.ownNotes ??= this.data.notes), ...(findings.notes ?? [])];
     this.pointed = false;
     this.explained = findings.layers?.length ? { center: findings.center } : null;
-    if (findings.spot) this.aim(findings.spot);
     this.framed = true;
     this.offer();
     // A link may ask for what the first maps make possible.
@@ -165,17 +170,10 @@ export class Viewer {
     this.tables();
     await this.rebuild();
     if (link.view) await this.openView(link);
-    this.root.removeAttribute("data-busy");
   }
 
-  // Waits no longer for maps: there are none.
-  async settle() {
-    this.root.removeAttribute("data-busy");
-    this.ready();
-  }
-
-  // Tells where the models are to look, and shows the lesion's mask from the moment it is given.
-  async retarget({ spot, mask }) {
+  // Tells where the models are to look, and shows the lesion's mask as long as there are no maps, which bring theirs.
+  async retargetNow({ spot, mask }) {
     if (spot) this.aim(spot);
     if (!this.layers.length) {
       const had = Boolean(this.mask);
@@ -194,16 +192,16 @@ export class Viewer {
     this.root.dataset.center = spot.center.map((v) => Math.round(v * 10) / 10).join(",");
     // A spot that was clicked is where the crosshair is already.
     const index = toVoxel(this.data.affine, spot.center).map((v, axis) => clamp(Math.round(v), 0, this.data.shape[axis] - 1));
-    if (!this.layers.length && index.some((v, axis) => Math.abs(v - this.index[axis]) > 1)) this.index = index;
+    if (!this.layers.length) this.index = index;
   }
 
   async rebuild() {
     this.solid.stop();
     this.projection.stop();
-    const { shown } = this;
+    const { shown } = this, focused = this.root.contains(document.activeElement);
     this.build();
-    this.arrange(true);
-    await this.arranging;
+    await this.arrange(true, true);
+    if (focused) this.root.focus({ preventScroll: true });
     this.synced = null;
     this.update();
     this.draw();
@@ -294,7 +292,7 @@ export class Viewer {
       view: this.shown === "2d" ? undefined : this.shown, angle: this.shown === "mip" ? Math.round(this.projection.angle) : undefined,
       camera: this.shown === "3d" ? this.solid.camera : undefined,
       plane: view.plane, slice: this.numberIn(view.plane, this.slice), [view.by]: view[view.by],
-      layout: view.layout === "three" ? "three" : undefined,
+      layout: changed("layout"),
       panels: view.panels.join() === usual.panels.join() ? undefined : view.panels.join(),
       solo: changed("solo"), scale: changed("scale"), map: changed("map"), style: changed("style"), colors: changed("colors"),
       opacity: changed("opacity"), convention: changed("convention"), outline: flag("outline"), cross: flag("cross"),
@@ -453,6 +451,7 @@ export class Viewer {
   build() {
     const { data } = this;
     this.syncs = [];
+    this.controls?.stop();
     this.controls = new Controls(this);
     this.chart = new Chart(this);
     this.readout = element("p", { class: "mstv-readout", "aria-live": "off" });
@@ -471,19 +470,21 @@ export class Viewer {
   // ---- panels
 
   // Shows the wanted panels, and makes those that are missing; one call after the other.
-  arrange(turned = false) {
-    this.arranging = this.arranging.then(() => this.arrangeNow(turned)).catch((error) => {
+  arrange(turned = false, renewed = false) {
+    this.arranging = this.arranging.then(() => this.arrangeNow(turned, renewed)).catch((error) => {
       if (!this.stopper.signal.aborted) fail(this.root, error);
     });
     return this.arranging;
   }
 
-  async arrangeNow(turned) {
+  // renewed: there are other maps than before.
+  async arrangeNow(turned, renewed) {
     const { view } = this;
     const kinds = view.solo ? [view.solo] : view.panels;
     const wanted = kinds.flatMap((kind) => (view.layout === "three" ? PLANES : [null]).map((plane) => [kind, plane]));
     // Another spot's maps are other layers: their panels are made anew.
-    for (const panel of this.panels.filter((p) => p.layer && !this.layers.includes(p.layer) || !this.available.includes(p.kind))) {
+    const former = ({ layer, kind }) => (layer ? !this.layers.includes(layer) : kind !== "scan" && kind !== "mask") || !this.available.includes(kind);
+    for (const panel of renewed ? this.panels.filter(former) : []) {
       this.Plotly.purge(panel.plot);
       panel.node.remove();
       this.panels.splice(this.panels.indexOf(panel), 1);
@@ -571,6 +572,7 @@ export class Viewer {
     const target = event.target;
     const inside = this.root.contains(target) || this.root.matches(":hover");
     if (!inside || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Enter" && target.closest?.("button, a, summary")) return;
     const own = target.closest?.("input, select, textarea, [contenteditable]");
     if (own && own.type !== "checkbox" && !(own === this.controls.slider && !/^Arrow/.test(event.key))) return;
     if (event.key === "?") this.controls.help.toggle();
@@ -638,6 +640,7 @@ export class Viewer {
   // A voxel that a person points at. As long as nothing is explained it is where the models are to look.
   pointAt(index) {
     this.pointed = true;
+    this.linked = {};
     this.goTo(index, true);
     if (this.live && !this.layers.length) this.tell("mst-center");
   }
@@ -881,7 +884,7 @@ export class Viewer {
     const { data, source } = this;
     const { region, shape } = data;
     if (!region && !source.whole) {
-      // The overview stands for a whole scan that was not sent; nothing lies over it but the mask.
+      // The overview stands for a whole scan that was not sent; nothing lies over it yet.
       const { overview } = source;
       const affine = data.affine.map((row) => [...row.slice(0, 3).map((v, axis) => v * overview.factors[axis]), row[3]]);
       const shift = toWorld(data.affine, overview.factors.map((f) => (f - 1) / 2));
@@ -924,6 +927,7 @@ export class Viewer {
     this.projection?.stop();
     cancelAnimationFrame(this.frame);
     this.source.stop();
+    this.controls?.stop();
     clearTimeout(this.linking);
     cancelAnimationFrame(this.lookFrame);
     this.panels.forEach((panel) => this.Plotly?.purge(panel.plot));

@@ -4,8 +4,7 @@ import { test } from "node:test";
 import { deflateSync } from "node:zlib";
 
 import {
-  AXES, COLORS, bestColumns, borders, colorTable, contour, cut, eachPixel, geometry, grayTable, hotSpots, largest, otsu,
-  quantile, readLink, readVolume, spread, toVoxel, toWorld, writeLink,
+  AXES, COLORS, bestColumns, borders, boxed, colorTable, contour, cut, eachPixel, geometry, grayTable, hotSpots, largest, meet, onBox, otsu, placeIn, quantile, readLink, readVolume, spread, toVoxel, toWorld, writeLink,
 } from "../../mst/viewer/slices.js";
 
 const SHAPE = [2, 3, 4];
@@ -54,8 +53,11 @@ test("a volume is unpacked as it was packed", async () => {
 });
 
 test("a coarse map is repeated on the scan's voxels, and lies where its patches do", async () => {
-  const coarse = await readVolume(packed(Uint8Array.of(1, 2, 3, 4), { shape: [1, 2, 2] }), [1, 4, 4]);
+  const coarse = await readVolume(packed(Uint8Array.of(1, 2, 3, 4), { shape: [1, 2, 2], factors: [1, 2, 2] }), [1, 4, 4]);
   assert.deepEqual([...coarse.codes], [1, 1, 2, 2, 1, 1, 2, 2, 3, 3, 4, 4, 3, 3, 4, 4]);
+  // What did not fill a block is part of the last one.
+  const odd = await readVolume(packed(Uint8Array.of(1, 2, 3), { shape: [1, 1, 3], factors: [1, 1, 8] }), [1, 1, 31]);
+  assert.deepEqual([odd.codes[7], odd.codes[8], odd.codes[15], odd.codes[16], odd.codes[30]], [1, 2, 2, 3, 3]);
   const grid = { shape: [1, 1, 2], start: [0, 0, 1], size: [1, 1, 1.5] };
   assert.deepEqual([...spread(Uint8Array.of(5, 6), grid, [1, 1, 6])], [0, 5, 6, 6, 0, 0]);
 });
@@ -118,4 +120,32 @@ test("links are read and written without nonsense", () => {
   const state = { plane: "axial", slice: 4, threshold: 0.995, what: 1 };
   assert.equal(writeLink(state), "#plane=axial&slice=4&threshold=0.995");
   assert.deepEqual(readLink(writeLink(state)), { plane: "axial", slice: 4, threshold: 0.995 });
+});
+
+test("a box lies on the grid where it is, whichever way a plane runs", () => {
+  const shape = [5, 4, 3], spacing = [1, 1, 2];
+  const part = { start: [1, 2, 1], shape: [3, 2, 2] };
+  const whole = { start: [0, 0, 0], shape };
+  const codes = Uint8Array.from({ length: 12 }, (_, i) => i + 1);
+  const placed = onBox(codes, part, whole);
+  assert.equal(placeIn(part, [0, 2, 1]), -1);
+  assert.equal(codes[placeIn(part, [3, 3, 2])], 12);
+  assert.equal(placed[placeIn(whole, [3, 3, 2])], 12);
+  assert.deepEqual([...onBox(placed, whole, part)], [...codes]);
+  for (const neurological of [false, true]) for (const plane of ["axial", "coronal", "sagittal"]) {
+    const space = geometry(plane, shape, spacing, neurological), box = boxed(part, spacing, neurological);
+    const { rows, columns, depth } = space;
+    for (let slice = 0; slice < depth.count; slice++) {
+      const expected = cut(space, slice, placed, new Uint8Array(rows.count * columns.count));
+      const found = new Uint8Array(rows.count * columns.count), met = meet(space, box, slice);
+      if (met) {
+        const own = cut(met.own, met.slice, codes, new Uint8Array(met.own.rows.count * met.own.columns.count));
+        own.forEach((code, i) => {
+          const r = Math.floor(i / met.own.columns.count), c = i % met.own.columns.count;
+          found[(met.row + r) * columns.count + met.column + c] = code;
+        });
+      }
+      assert.deepEqual([...found], [...expected], `${plane} ${slice} ${neurological}`);
+    }
+  }
 });

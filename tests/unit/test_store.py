@@ -164,7 +164,7 @@ def explain(files: list[str], mst: str | None = None) -> list[Any]:
     return events.explain(inputs(files)._replace(mst=mst), "s", lambda *args, **options: None)
 
 
-def show(files: list[str], mst: str | None = None) -> tuple[Any, Any, Any, Any]:
+def show(files: list[str], mst: str | None = None) -> list[Any]:
     return events.show_scan(inputs(files)._replace(mst=mst), "s")
 
 
@@ -273,3 +273,65 @@ def test_a_scan_that_somebody_else_uploads_again_is_the_same(kept: Store, tmp_pa
     os.utime(file, (1, 1))
     assert store.scan_key(inputs([str(file)])) == before
     assert store.scan_key(inputs([str(file)])._replace(shift=True)) != before
+
+
+def large_scan(value: int = 0) -> Scan:
+    voxels = np.zeros((200, 200, 50), np.float32)
+    voxels[0, 0, 0] = value
+    return Scan(voxels, np.eye(4))
+
+
+def test_slices_are_served_to_the_page_that_shows_the_scan_and_no_longer(kept: Store) -> None:
+    first = store.stream_slices("s", "a", large_scan())
+    assert first is not None
+    assert store.slices_of(first[1]) is first[0]
+    # The same scan keeps its token, whoever asks again; another takes its place.
+    assert store.stream_slices("s", "a", large_scan()) == first
+    other = store.stream_slices("s", "b", large_scan())
+    assert other is not None
+    assert store.slices_of(first[1]) is None
+    assert store.slices_of(other[1]) is other[0]
+    assert store.stream_slices("s", "c", Scan(np.zeros((9, 9, 9), np.float32), np.eye(4))) is None
+    assert store.slices_of(other[1]) is None
+    another = store.stream_slices("t", "a", large_scan())
+    assert another is not None
+    store.end_session("t")
+    assert store.slices_of(another[1]) is None
+
+
+def test_a_scan_whose_slices_are_gone_is_sent_again(kept: Store) -> None:
+    made = store.stream_slices("s", "a", large_scan())
+    assert made is not None
+    store.note_shown("s", "a")
+    assert store.is_shown("s", "a")
+    store._kept.take(("slices", made[1]))
+    assert not store.is_shown("s", "a")
+
+
+def test_a_scan_read_too_late_leaves_that_which_is_open(
+    kept: Store, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Two whole CTs one after the other: the first, read last, must not take the second one's slices."""
+    scans = {"a.nii": large_scan(), "b.nii": large_scan(1)}
+    for name in scans:
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(events, "open_scan", lambda files, *args, **options: scans[Path(files[0]).name])
+    monkeypatch.setattr(events, "_pointed", lambda *args: ("facts", "spot"))
+    late, now = ([str(tmp_path / name)] for name in scans)
+    store.note_opened("s", (now, "chest-ct", None))
+    assert isinstance(show(now)[1], str)
+    assert all(part == gr.skip() for part in show(late))
+    _, token = store._inputs.get(("slices", "s"))
+    assert store.slices_of(token) is not None
+    # Shown already, it is not sent again.
+    assert show(now)[1] == gr.skip()
+
+
+def test_the_first_example_gives_way_to_a_scan_of_ones_own(kept: Store) -> None:
+    assert store.open_first("s", (("example.nii",), "chest-ct", None))
+    store.note_example("s", "example.nii")
+    assert store.files_of("s", None) == ("example.nii",)
+    assert store.files_of("s", ["own.nii"]) == ("own.nii",)
+    assert not store.open_first("s", (("example.nii",), "chest-ct", None))
+    store.note_example("s", None)
+    assert store.files_of("s", []) == ()
