@@ -284,8 +284,8 @@ def open_first_example(files: list[str] | None, request: gr.Request) -> list[Any
 
 
 def show_what_is_chosen(inputs: Inputs, session: str) -> list[Any]:
-    """`show_scan` once the first example came: nothing of it stays beside a scan of one's own, which may have been there
-    before the example's answer."""
+    """`show_scan` once the first example came: nothing of it stays beside a scan of one's own, which may have been
+    there before the example's answer."""
     taken = has_opened(session, (inputs.files, inputs.task, inputs.pre))
     if not inputs.files or inputs.files == (example_of(session),) or not taken:
         return [gr.skip() for _ in range(6)]
