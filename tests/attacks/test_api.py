@@ -300,7 +300,7 @@ def test_no_answer_names_a_path_of_the_server(server: Server, uploaded: str) -> 
                 )
             ),
         ):
-            answers[f"{event['api_name']} {json.dumps(data)[:200]}"] = by_queue(server, event["id"], data)
+            answers[f"{event['api_name']} {json.dumps(data)[:2000]}"] = by_queue(server, event["id"], data)
     told = {name: found for name, answer in answers.items() if (found := paths_in(answer))}
     assert not told
     refused = "choose one of the list"
