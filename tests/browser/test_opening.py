@@ -163,3 +163,19 @@ def test_the_examples_spot_is_its_lesion(page: Page, url: str) -> None:
     page.goto(url)
     page.wait_for_selector(ANSWERED, timeout=60_000)
     assert centre(page) == ", ".join(f"{v:.1f}" for v in example_center("chest-spiculated"))
+
+
+@pytest.mark.parametrize("height", [560, 900])
+def test_what_is_too_long_for_the_screen_stays_in_its_column(page: Page, url: str, height: int) -> None:
+    page.set_viewport_size({"width": 1440, "height": height})
+    page.goto(url)
+    page.wait_for_selector(ANSWERED, timeout=60_000)
+    for column, parts in (("#inspector", ("#run", "#results")), ("#controls", ("#scan", "#where"))):
+        box = page.locator(column).bounding_box()
+        assert box
+        for part in parts:
+            inner = page.locator(part).bounding_box()
+            assert inner
+            assert abs(inner["x"] - box["x"]) < 2
+            assert inner["width"] <= box["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1440
