@@ -23,7 +23,7 @@ from mst.saliency import METHODS, Explanation, explain, fitting_methods
 from mst.saliency.flips import explain_flips
 from mst.saliency.metrics import saliency_metrics
 from mst.scans import Scan
-from mst.scans.boxes import on_box
+from mst.scans.boxes import box_of, on_box
 from mst.tasks import Task, get_task
 from mst.uncertainty import answer_interval, fold_calibrations
 
@@ -165,11 +165,7 @@ class _Lesion:
         if mask is None:
             return None
         canonical = Scan(mask, scan.affine).canonical().voxels
-        box = []
-        for axis in range(3):
-            held = np.flatnonzero(canonical.any(axis=tuple(other for other in range(3) if other != axis)))
-            box.append((held[0], held[-1] + 1))
-        return cls(canonical, np.array(box))
+        return cls(canonical, box_of(canonical))
 
 
 @dataclass(frozen=True)

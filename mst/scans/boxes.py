@@ -29,5 +29,15 @@ def on_box(volume: np.ndarray, start: Sequence[int] | np.ndarray, box: np.ndarra
     return found
 
 
+def box_of(mask: np.ndarray) -> np.ndarray:
+    """int [3, 2]: the smallest box that holds all of a mask; of an empty one, its first voxel.
+
+    >>> box_of(np.array([[[False, True, True]]])).tolist()
+    [[0, 1], [0, 1], [1, 3]]
+    """
+    held = [np.flatnonzero(mask.any(axis=tuple(o for o in range(3) if o != axis))) for axis in range(3)]
+    return np.array([(places[0], places[-1] + 1) if len(places) else (0, 1) for places in held])
+
+
 def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mst.scans import Scan
-from mst.scans.boxes import on_box
+from mst.scans.boxes import box_of, on_box
 from mst.viewer.packing import SliceStream, gray, numbers, packed, shrink
 from mst.words import COLORS, DISCLAIMER, LONGEST_NAME, SHOWN_FROM, clipped
 
@@ -302,8 +302,7 @@ def spot_payload(center: Sequence[float], box_mm: Sequence[float] | None) -> dic
 def mask_payload(mask: Layer) -> dict[str, Any]:
     """A lesion's mask on the smallest box that holds it, for a viewer that shows the scan whole."""
     inside = np.asarray(mask.volume) > 0.5
-    held = [np.flatnonzero(inside.any(axis=tuple(o for o in range(3) if o != a))) for a in range(3)]
-    own = np.array([(h[0], h[-1] + 1) if len(h) else (0, 1) for h in held])
+    own = box_of(inside)
     box = own + np.asarray(mask.start)[:, None]
     inside = inside[tuple(slice(low, high) for low, high in own)]
     return {**_mask(mask, inside), "box": _as_box(box)}

@@ -8,6 +8,7 @@ export const AXES = {
   coronal: [[1, false], [2, true], [0, true]],
   sagittal: [[0, false], [2, true], [1, true]],
 };
+export const PLANES = Object.keys(AXES);
 const ENDS = [["L", "R"], ["P", "A"], ["F", "H"]]; // what lies at the low and the high end of each axis
 // Matplotlib's perceptually uniform maps. Viridis and Cividis read the same with any colour vision.
 export const COLORS = {
@@ -161,7 +162,7 @@ export function cut({ depth, rows, columns }, slice, codes, out) {
 export const boxed = ({ start, shape }, spacing, neurological = false) => ({
   start,
   shape,
-  spaces: Object.fromEntries(Object.keys(AXES).map((plane) => [plane, geometry(plane, shape, spacing, neurological)])),
+  spaces: Object.fromEntries(PLANES.map((plane) => [plane, geometry(plane, shape, spacing, neurological)])),
 });
 
 // Where a slice of the grid meets a box: the box's own slice, and the first row and column of it on the grid's slice;
@@ -371,7 +372,7 @@ const FIELDS = {
   view: choice("3d", "mip"),
   angle: number(0, 360),
   camera,
-  plane: choice(...Object.keys(AXES)),
+  plane: choice(...PLANES),
   slice: number(1, 1e6),
   layout: choice("one", "three"),
   panels: (text) => (/^[a-z]+(,[a-z]+)*$/.test(text) ? text : undefined),

@@ -1,5 +1,5 @@
 // The scan's grey values: sent whole, or an overview whose slices follow from the server as they come into sight.
-import { AXES, clamp, cut, onBox, placeIn, readVolume, scaleOf, unpackCodes } from "./slices.js";
+import { clamp, cut, onBox, placeIn, readVolume, scaleOf, unpackCodes } from "./slices.js";
 
 const BLOCK = 8; // slices of one request
 const AT_ONCE = 2; // requests
@@ -195,5 +195,3 @@ function lay({ depth, rows, columns }, codes, shape, out) {
     for (let c = 0; c < columns.count; c++, at += step) out[pixel++] = codes[at];
   }
 }
-
-export const PLANES = Object.keys(AXES);

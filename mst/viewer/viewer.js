@@ -3,14 +3,14 @@
 // Plotly draws axes, zoom and 3D. The slices themselves are a canvas under Plotly's transparent plot, so that a
 // step through the slices redraws images and never waits for Plotly or the server.
 import {
-  COLORS, bestColumns, boxed, clamp, colorTable, eachPixel, geometry, grayTable, hotSpots, largest, onBox, placeIn, quantile, readLink,
+  COLORS, PLANES, bestColumns, boxed, clamp, colorTable, eachPixel, geometry, grayTable, hotSpots, largest, onBox, placeIn, quantile, readLink,
   readVolume, spread, toVoxel, toWorld, writeLink,
 } from "./slices.js";
 import { Chart } from "./chart.js";
 import { Controls, PAPER_QUANTILES } from "./controls.js";
 import { element, fail, loadPlotly } from "./page.js";
 import { Panel, apart, rgb, rgba } from "./panel.js";
-import { PLANES, ScanSource } from "./source.js";
+import { ScanSource } from "./source.js";
 import { Solid } from "./solid.js";
 import { Projection } from "./projection.js";
 

@@ -2,31 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from serving import serve_dashboard
 
-from mst.data.examples import EXAMPLES, example_center, example_file, example_scan
+from mst.data.examples import EXAMPLES, example_center, example_scan
 from mst.scans import write_nifti
 
 pytestmark = pytest.mark.browser
 SHAPE = (512, 512, 200)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serve_dashboard() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return example_file("chest-round", tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture(scope="module")

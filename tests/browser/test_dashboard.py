@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -18,22 +18,10 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from scan_files import dicom_series
-from serving import serve_dashboard
 
 from mst.data.examples import example_center, example_file, example_scan
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serve_dashboard() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return example_file("chest-round", tmp_path_factory.mktemp("examples"))
 
 
 def _upload(page: Page, *files: Path) -> None:

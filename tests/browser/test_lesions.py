@@ -12,7 +12,6 @@ from serving import serve_dashboard
 from small_study import write_lesion_models
 
 import mst
-from mst.data.examples import example_file
 from mst.results import write_results
 from mst.tasks import TASKS
 
@@ -37,11 +36,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(models: Path) -> Iterator[str]:
     with serve_dashboard(MST_CHECKPOINTS=str(models)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return example_file("chest-round", tmp_path_factory.mktemp("examples"))
 
 
 def bars(page: Page, model: str) -> list[str]:

@@ -3,30 +3,17 @@
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
-from serving import serve_dashboard
 
-from mst.data.examples import example_center, example_file, example_with_mask
+from mst.data.examples import example_center, example_with_mask
 
 pytestmark = pytest.mark.browser
 ANSWERED = "[data-testid=viewer][data-ready=true] [data-panel=mst]"
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serve_dashboard() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def nodule(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return example_file("chest-round", tmp_path_factory.mktemp("examples"))
 
 
 def centre(page: Page) -> str:
